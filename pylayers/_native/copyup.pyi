@@ -1,0 +1,16 @@
+def copy_file(source_fd: int, target_fd: int, size_bytes: int) -> str:
+    """Copy the data of an open file: reflink, else copy_file_range, else a sparse-aware read/write loop.
+
+    Returns the way taken: "reflink", "copy_file_range" or "read_write". Holes stay holes. Releases the GIL.
+    """
+
+def copy_range(source_fd: int, source_offset: int, target_fd: int, target_offset: int, size_bytes: int) -> None:
+    """Copy one range between open files within the kernel where it can."""
+
+def copy_tree(source_fd: int, target_fd: int) -> tuple[int, int]:
+    """Copy everything below one directory into another, existing one; return (entries, bytes of data).
+
+    Keeps owner, mode, times, xattrs (ACLs and capabilities with them), hard links inside the tree, holes, devices,
+    fifos, symlinks; the top directory's own metadata is applied to the target as well. Never follows symlinks.
+    Releases the GIL. Raises OSError with filename; what was copied so far stays.
+    """

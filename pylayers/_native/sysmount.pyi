@@ -1,0 +1,41 @@
+from collections.abc import Sequence
+
+MS_RDONLY: int
+MS_NOSUID: int
+MS_NODEV: int
+MS_NOEXEC: int
+MS_REMOUNT: int
+MS_BIND: int
+MS_REC: int
+MS_PRIVATE: int
+MS_SLAVE: int
+MNT_DETACH: int
+CLONE_NEWNS: int
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int = 0, options: bytes = b"") -> None:
+    """Call mount(2). Raises OSError with the target as filename."""
+
+def unmount(target: bytes, flags: int = 0) -> None:
+    """Call umount2(2)."""
+
+def mount_overlay(
+    lowers: Sequence[bytes], upper: bytes, work: bytes, target: bytes, options: Sequence[bytes] = (), readonly: bool = False
+) -> None:
+    """Mount overlayfs through fsopen/fsconfig (lowerdir+ where the kernel has it, Linux 6.7), else through mount(2).
+
+    lowers is topmost first; upper and work empty make a read-only mount. Paths with ',' or ':' work. options are
+    `key=value` or `flag`. With many lowers on an old kernel the page-size limit of mount(2) is an OSError(E2BIG).
+    The kernel's own words from the fs context log are in the OSError's text.
+    """
+
+def unshare(flags: int) -> None:
+    """Call unshare(2)."""
+
+def setns(fd: int, flags: int = 0) -> None:
+    """Call setns(2)."""
+
+def open_tree(directory_fd: int, path: bytes, clone: bool = False, recursive: bool = False) -> int:
+    """Call open_tree(2); the caller closes the returned descriptor."""
+
+def move_mount(mount_fd: int, directory_fd: int, path: bytes) -> None:
+    """Attach a detached mount at path."""

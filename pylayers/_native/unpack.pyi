@@ -1,0 +1,15 @@
+Buffer = bytes | bytearray | memoryview
+
+WHITEOUT_APPLY: int  # onto a full tree: a whiteout removes its target, opaque empties the directory
+WHITEOUT_OVERLAY: int  # into an overlay upper: char device 0:0, trusted.overlay.opaque=y
+WHITEOUT_USERXATTR: int  # the same with user.overlay.opaque
+
+def unpack(root_fd: int, tar_fd: int, records: Buffer, heap: Buffer, whiteouts: int = 0, flags: int = 0) -> int:
+    """Create a layer's rows below root_fd from its tar and return the bytes of file data written.
+
+    Every path is resolved beneath root_fd without following symlinks (openat2 RESOLVE_BENEATH|NO_SYMLINKS, or
+    component by component on older kernels). Replaces what is in the way (a directory over a directory keeps its
+    content and takes the new metadata, IMPLICIT rows change nothing that exists). Sets owner, mode, xattrs,
+    capabilities, then times (directories last). Hard links are linked, devices made, sparse files keep their holes,
+    data goes by copy_file_range (reflink where possible). Releases the GIL. Raises OSError with filename.
+    """

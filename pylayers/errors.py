@@ -1,0 +1,160 @@
+"""The whole error hierarchy: exit codes and hints.
+
+Every error that a user can meet is a PylayersError. `exit_code` is what the CLI leaves with,
+`hint` tells the next command where one exists. The codes are listed in README.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SourceSpan:
+    """Name a place in an input file; lines count from 1, `text` is the source line."""
+
+    file: str
+    line: int
+    end_line: int | None = None
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class PylayersError(Exception):
+    """Base of every error that pylayers raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidInput(PylayersError):
+    """What was given is malformed; `span` tells where, for a file."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None, span: SourceSpan | None = None) -> None:
+        super().__init__(message if span is None else f"{span}: {message}", hint=hint)
+        self.span = span
+
+
+class NotFound(PylayersError):
+    """A named thing does not exist."""
+
+    exit_code = 3
+
+
+class AlreadyExists(PylayersError):
+    """A name is taken."""
+
+    exit_code = 4
+
+
+class Conflict(PylayersError):
+    """The thing is in use, or another process holds it."""
+
+    exit_code = 5
+
+
+class IntegrityError(PylayersError):
+    """Stored or received bytes are not what their digest or format says."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, hint: str | None = None, offset: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.offset = offset
+
+
+class Unsupported(PylayersError):
+    """This machine, kernel or tool cannot do it; the message says why."""
+
+    exit_code = 7
+
+
+class DriverError(PylayersError):
+    """A storage driver cannot work, or failed."""
+
+    exit_code = 8
+
+
+class RegistryError(PylayersError):
+    """A registry refused or broke off."""
+
+    exit_code = 9
+
+
+class BuildError(PylayersError):
+    """A build step failed: `exit_status` of its command, `step` as written, `log_tail` its last lines."""
+
+    exit_code = 10
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        span: SourceSpan | None = None,
+        step: str = "",
+        exit_status: int | None = None,
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message if span is None else f"{span}: {message}", hint=hint)
+        self.span = span
+        self.step = step
+        self.exit_status = exit_status
+        self.log_tail = log_tail
+
+
+class NoSpace(PylayersError):
+    """The file system is full, or a quota is reached."""
+
+    exit_code = 11
+
+
+class PermissionDenied(PylayersError):
+    """The operation needs rights that this process lacks."""
+
+    exit_code = 12
+
+
+class RuntimeMissing(Unsupported):
+    """No OCI runtime works on this machine."""
+
+    exit_code = 13
+
+
+class ContainerError(PylayersError):
+    """The container could not be created or started (docker's 125, 126 and 127)."""
+
+    exit_code = 125
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 125) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def translate_os_error(error: OSError, doing: str) -> PylayersError:
+    """Turn an OSError into the named error a user should see, keeping what was being done and the path."""
+    import errno
+
+    where = f" ({error.filename!s})" if error.filename else ""
+    message = f"{doing}: {error.strerror or error}{where}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(message, hint="free space with: pylayers system prune")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionDenied(message, hint="run as root, or choose a root you own with --root")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound(message)
+    if error.errno == errno.EEXIST:
+        return AlreadyExists(message)
+    if error.errno in (errno.EBUSY, errno.ETXTBSY):
+        return Conflict(message)
+    if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+        return Unsupported(message)
+    return PylayersError(message)

@@ -1,0 +1,124 @@
+"""The Snapshotter protocol: what every storage driver implements.
+
+A snapshot is a file-system state. Active snapshots are writable and known by `key`; committing one gives it a
+`name`, after which it never changes and may be the parent of others. Keys and names share one space. The driver
+makes directories, datasets or devices; it never mounts for the caller: `mounts` returns data and the caller mounts
+(`snapshot.mount`). Model: containerd core/snapshots/snapshotter.go.
+
+Crash rule: `prepare` and `commit` are visible only when whole; a driver drops on open what a crash left half-made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from pylayers.store.layer import Layer
+
+
+class SnapshotKind(Enum):
+    """Say what may be done with a snapshot."""
+
+    ACTIVE = "active"
+    VIEW = "view"
+    COMMITTED = "committed"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStat:
+    """Describe a snapshot."""
+
+    name: str
+    kind: SnapshotKind
+    parent: str | None
+    created_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Count what a snapshot holds itself, without its parents."""
+
+    size_bytes: int
+    inodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Describe one mount(2) as data. `type` "bind" with one source, or "overlay" with lowers topmost first."""
+
+    type: str
+    source: str = ""
+    options: tuple[str, ...] = ()
+    lowers: tuple[str, ...] = ()
+    upper: str = ""
+    work: str = ""
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Tell whether a driver works on this machine and root, and if not, why."""
+
+    usable: bool
+    reason: str = ""
+
+
+class Snapshotter(Protocol):
+    """Keep snapshots; every method raises NotFound, AlreadyExists, Conflict or DriverError as named below."""
+
+    name: str
+
+    def stat(self, key: str) -> SnapshotStat:
+        """Describe a snapshot. Raises NotFound."""
+
+    def usage(self, key: str) -> Usage:
+        """Count disk bytes and inodes of one snapshot alone. Raises NotFound."""
+
+    def mounts(self, key: str) -> list[Mount]:
+        """Return the mounts of an active snapshot or view; equal on every call. Raises NotFound."""
+
+    def prepare(self, key: str, parent: str | None) -> list[Mount]:
+        """Make an active snapshot over a committed parent (None: empty).
+
+        Raises NotFound for the parent, AlreadyExists for the key, InvalidInput when the parent isn't committed.
+        """
+
+    def view(self, key: str, parent: str | None) -> list[Mount]:
+        """Make a read-only active snapshot that can be mounted but not committed."""
+
+    def commit(self, name: str, key: str) -> None:
+        """Turn active snapshot key into committed snapshot name; key is gone. Raises AlreadyExists, NotFound."""
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot. Raises NotFound; Conflict while another has it as its parent."""
+
+    def walk(self) -> Iterator[SnapshotStat]:
+        """Yield every snapshot, parents before children."""
+
+    def apply(self, key: str, layer: Layer) -> None:
+        """Unpack a layer into active snapshot key (derived default: mount, then unpack with WHITEOUT_APPLY)."""
+
+    def changes(self, key: str) -> Changes:
+        """Return the changes of an active or committed snapshot against its parent, as a layer table."""
+
+    def close(self) -> None:
+        """Release descriptors and locks. Mounts made by callers are theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Hold a layer table and where each row's data lies, ready for tarwrite; close() ends the descriptors."""
+
+    records: bytearray
+    heap: bytearray
+    sources: bytes
+    descriptors: tuple[int, ...]
+
+    def close(self) -> None:
+        """Close the descriptors that the sources read from."""
+        import os
+
+        for descriptor in self.descriptors:
+            os.close(descriptor)

@@ -1,0 +1,44 @@
+"""Compile the kernels: every pyx/NAME.pyx becomes pylayers._native.NAME.
+
+PYLAYERS_SANITIZE=1 builds them under ASan and UBSan; PYLAYERS_KERNELS=walk,tarscan builds only those.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+COMPILE = ["-O3", "-std=gnu11", "-fno-strict-aliasing", "-Wno-unused-function", "-D_GNU_SOURCE"]
+LINK: list[str] = ["-pthread"]
+if os.environ.get("PYLAYERS_SANITIZE"):
+    COMPILE = ["-O1", "-g", "-std=gnu11", "-fno-strict-aliasing", "-D_GNU_SOURCE",
+               "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    LINK += ["-fsanitize=address,undefined"]
+
+chosen = [name for name in os.environ.get("PYLAYERS_KERNELS", "").split(",") if name]
+sources = sorted(Path("pyx").glob("*.pyx"))
+extensions = [
+    Extension(f"pylayers._native.{source.stem}", [str(source)], extra_compile_args=COMPILE, extra_link_args=LINK)
+    for source in sources
+    if not chosen or source.stem in chosen
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        include_path=["pyx"],
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "initializedcheck": False,
+            "cdivision": True,
+            "embedsignature": False,
+            "binding": True,
+        },
+    ),
+)
