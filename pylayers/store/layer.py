@@ -1,0 +1,23 @@
+"""A stored layer: its tar, its entry table, its identity. Immutable."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylayers.store.entry import EntryTable
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """View one stored layer. `table` is mapped from layer.idx and lives as long as this object."""
+
+    diff_id: str  # "sha256:<hex>" of layer.tar
+    size_bytes: int  # of layer.tar
+    tar_path: Path
+    table: EntryTable
+
+    def open_tar(self) -> int:
+        """Open layer.tar for reading; the caller closes the descriptor."""
+        return os.open(self.tar_path, os.O_RDONLY | os.O_CLOEXEC)
