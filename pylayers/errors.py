@@ -27,20 +27,21 @@ class PylayersError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str, *, hint: str | None = None, span: SourceSpan | None = None) -> None:
+        super().__init__(message if span is None else f"{span}: {message}")
         self.hint = hint
+        self.span = span
+
+    @property
+    def message(self) -> str:
+        """Return what went wrong, led by file:line where there is one."""
+        return str(self)
 
 
 class InvalidInput(PylayersError):
-    """What was given is malformed; `span` tells where, for a file."""
+    """What was given is malformed."""
 
     exit_code = 2
-
-    def __init__(self, message: str, *, hint: str | None = None, span: SourceSpan | None = None) -> None:
-        super().__init__(message if span is None else f"{span}: {message}", hint=hint)
-        self.span = span
 
 
 class NotFound(PylayersError):
@@ -104,8 +105,7 @@ class BuildError(PylayersError):
         exit_status: int | None = None,
         log_tail: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(message if span is None else f"{span}: {message}", hint=hint)
-        self.span = span
+        super().__init__(message, hint=hint, span=span)
         self.step = step
         self.exit_status = exit_status
         self.log_tail = log_tail
