@@ -1,0 +1,158 @@
+# cython: language_level=3
+"""The 512-byte tar header as read: fields, checksum, numbers, path normalisation (inline-only).
+
+Source: POSIX.1-2017 pax (ustar interchange format), GNU tar manual "Basic Tar Format".
+"""
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy
+
+cdef enum:
+    BLOCK = 512
+    AT_NAME = 0
+    AT_MODE = 100
+    AT_UID = 108
+    AT_GID = 116
+    AT_SIZE = 124
+    AT_MTIME = 136
+    AT_CHECKSUM = 148
+    AT_TYPE = 156
+    AT_LINK = 157
+    AT_MAGIC = 257
+    AT_MAJOR = 329
+    AT_MINOR = 337
+    AT_PREFIX = 345
+    AT_SPARSE = 386         # old GNU: 4 pairs of 12-byte numbers
+    AT_EXTENDED = 482
+    AT_REAL_SIZE = 483
+    AT_STAR = 508           # "tar\0" of star, whose prefix is shorter
+    PATH_LIMIT = 4095       # Linux PATH_MAX without its NUL: nothing longer can be opened or linked to
+
+cdef enum:
+    PATH_PARENT = -1        # has a '..' component
+    PATH_NUL = -2
+    PATH_LONG = -3
+
+cdef inline bint is_zero(const uint8_t* block) noexcept nogil:
+    """Tell whether a block holds only zeros."""
+    return block[0] == 0 and memcmp(block, block + 1, BLOCK - 1) == 0
+
+cdef inline int parse_number(const uint8_t* field, size_t width, int64_t* value) noexcept nogil:
+    """Read an octal or base-256 field; -1 when malformed or beyond 63 bits."""
+    cdef uint64_t total = 0
+    cdef size_t at = 0
+    cdef uint8_t inverted, byte
+    if field[0] & 0x80:
+        inverted = 0xFF if field[0] & 0x40 else 0
+        for at in range(width):
+            byte = field[at] ^ inverted
+            if at == 0:
+                byte &= 0x7F
+            if total >> 55:
+                return -1
+            total = total << 8 | byte
+        value[0] = -<int64_t> total - 1 if inverted else <int64_t> total
+        return 0
+    while at < width and (field[at] == 32 or field[at] == 0):
+        at += 1
+    while at < width and 48 <= field[at] <= 55:
+        total = total << 3 | (field[at] - 48)
+        at += 1
+    while at < width and field[at] == 32:
+        at += 1
+    if at < width and field[at] != 0:
+        return -1
+    value[0] = <int64_t> total
+    return 0
+
+cdef inline bint checksum_matches(const uint8_t* block) noexcept nogil:
+    """Compare the checksum field with the sum of the block's bytes (unsigned, or signed as old tars did)."""
+    cdef int64_t stored
+    cdef uint32_t total = 0
+    cdef uint32_t high = 0
+    cdef size_t at
+    if parse_number(block + AT_CHECKSUM, 8, &stored) < 0:
+        return False
+    for at in range(BLOCK):
+        total += block[at]
+    for at in range(AT_CHECKSUM, AT_CHECKSUM + 8):
+        total = total - block[at] + 32
+    if stored == <int64_t> total:
+        return True
+    for at in range(BLOCK):
+        if block[at] & 0x80 and not AT_CHECKSUM <= at < AT_CHECKSUM + 8:
+            high += 256
+    return stored == <int64_t> total - <int64_t> high
+
+cdef inline size_t text_length(const uint8_t* field, size_t width) noexcept nogil:
+    """Length of a NUL-terminated field that may fill its width."""
+    cdef const void* end = memchr(field, 0, width) if width else NULL
+    return width if end == NULL else <size_t> (<const uint8_t*> end - field)
+
+cdef inline int parse_decimal(const uint8_t* text, size_t length, int64_t* value) noexcept nogil:
+    """Read a whole non-negative decimal number; -1 when malformed or beyond 63 bits."""
+    cdef uint64_t total = 0
+    cdef size_t at
+    if length == 0 or length > 19:
+        return -1
+    for at in range(length):
+        if not 48 <= text[at] <= 57:
+            return -1
+        total = total * 10 + (text[at] - 48)
+    if total >> 63:
+        return -1
+    value[0] = <int64_t> total
+    return 0
+
+cdef inline int parse_time(const uint8_t* text, size_t length, int64_t* nanoseconds) noexcept nogil:
+    """Read seconds with an optional sign and fraction (cut after nine digits); -1 when malformed or out of range."""
+    cdef int64_t seconds = 0
+    cdef int64_t fraction = 0
+    cdef int64_t unit = 100_000_000
+    cdef bint negative = length > 0 and text[0] == 45
+    cdef const void* point
+    cdef size_t whole, at
+    if negative:
+        text += 1
+        length -= 1
+    if length == 0:
+        return -1
+    point = memchr(text, 46, length)
+    whole = length if point == NULL else <size_t> (<const uint8_t*> point - text)
+    if parse_decimal(text, whole, &seconds) < 0 or seconds > 9_223_372_035:
+        return -1
+    for at in range(whole + 1, length):
+        if not 48 <= text[at] <= 57:
+            return -1
+        fraction += unit * (text[at] - 48)
+        unit //= 10
+    nanoseconds[0] = seconds * 1_000_000_000 + fraction
+    if negative:
+        nanoseconds[0] = -nanoseconds[0]
+    return 0
+
+cdef inline int64_t normalise(const uint8_t* path, size_t length, uint8_t* target) noexcept nogil:
+    """Copy path without leading, doubled and trailing slashes and '.' components; length, or a PATH_ code.
+
+    target has room for PATH_LIMIT bytes.
+    """
+    cdef size_t at = 0
+    cdef size_t kept = 0
+    cdef size_t part
+    cdef const void* slash
+    if length and memchr(path, 0, length) != NULL:
+        return PATH_NUL
+    while at < length:
+        slash = memchr(path + at, 47, length - at)
+        part = length - at if slash == NULL else <size_t> (<const uint8_t*> slash - (path + at))
+        if part == 2 and path[at] == 46 and path[at + 1] == 46:
+            return PATH_PARENT
+        if part and not (part == 1 and path[at] == 46):
+            if kept + part + 1 > PATH_LIMIT:
+                return PATH_LONG
+            if kept:
+                target[kept] = 47
+                kept += 1
+            memcpy(target + kept, path + at, part)
+            kept += part
+        at += part + 1
+    return <int64_t> kept
