@@ -114,6 +114,7 @@ cdef int emit(const plan_t* plan, size_t start, size_t end, entry_t* out, source
     cdef source_t* source
     cdef const uint8_t* link
     cdef size_t length
+    cdef int64_t remainder
     for row in range(start, end):
         entry = &plan.rows[row]
         made = &out[row - start]
@@ -151,9 +152,13 @@ cdef int emit(const plan_t* plan, size_t start, size_t end, entry_t* out, source
             if plan.kind == SOURCE_PATH:
                 source.descriptor = plan.descriptors[0]
                 source.length = entry.path_length
-                source.offset = at
-                memcpy(heap + at, plan.heap + entry.path_offset, entry.path_length)
-                at += entry.path_length
+                if plan.strip == 0:
+                    # The old path is the new one's tail.
+                    source.offset = made.path_offset + made.path_length - entry.path_length
+                else:
+                    source.offset = at
+                    memcpy(heap + at, plan.heap + entry.path_offset, entry.path_length)
+                    at += entry.path_length
             else:
                 if entry.layer >= plan.descriptor_count:
                     return -1
@@ -166,6 +171,9 @@ cdef int emit(const plan_t* plan, size_t start, size_t end, entry_t* out, source
             made.gid = <uint32_t> plan.gid
         if plan.mode >= 0 and entry.mode & S_IFMT != S_IFLNK:
             made.mode = (entry.mode & S_IFMT) | (<uint32_t> plan.mode & 0o7777)
+        # A canonical tar holds whole seconds, and the table must say what its tar says.
+        remainder = entry.mtime_ns % 1000000000
+        made.mtime_ns = entry.mtime_ns - (remainder if remainder >= 0 else remainder + 1000000000)
         made.header_offset = 0
         made.data_offset = 0
         made.ctime_ns = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from pylayers.dockerfile.instructions import Arg, Copy, Dockerfile, From, Instruction, Run, Stage
@@ -68,17 +69,17 @@ def platform_arguments() -> dict[str, str]:
     """Give the predefined platform ARGs of this machine."""
     from pylayers.oci.platform import Platform
 
-    host = Platform.host()
+    host = Platform.from_machine(os.uname().machine)
     text = str(host)
     return {
         "BUILDPLATFORM": text,
         "BUILDOS": host.os,
         "BUILDARCH": host.architecture,
-        "BUILDVARIANT": host.variant or "",
+        "BUILDVARIANT": host.variant,
         "TARGETPLATFORM": text,
         "TARGETOS": host.os,
         "TARGETARCH": host.architecture,
-        "TARGETVARIANT": host.variant or "",
+        "TARGETVARIANT": host.variant,
     }
 
 

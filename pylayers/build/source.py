@@ -1,0 +1,434 @@
+"""What COPY and ADD read from: trees of a local context, and trees inside an image or stage.
+
+A local tree is walked, never read, until a digest or a layer needs its content; what an earlier build knew
+of it comes from the stat cache. Owners of local files don't count: a context belongs to root, as in docker.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pylayers._native import filehash, graft, tardiff, walk
+from pylayers.dockerfile.ignore import IgnoreRules
+from pylayers.dockerfile.match import match
+from pylayers.errors import InvalidInput, NotFound
+from pylayers.store.entry import (
+    ENTRY_SIZE_BYTES,
+    FLAG_HASHED,
+    SOURCE_PATH,
+    SOURCE_RANGE,
+    Buffer,
+    Entry,
+    EntryTable,
+    decode_xattrs,
+    encode_xattrs,
+)
+from pylayers.store.layer import Layer
+from pylayers.store.statcache import KnownTree, StatCache
+
+WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
+WORD_XATTR_LENGTH = 22
+WORD_MODE = 23
+WORD_FLAGS = 29
+SYMLINK_LIMIT = 40
+# Labels and overlay's own marks belong to the host, not to the content.
+HOST_XATTRS = (b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.", b"user.overlay.", b"system.nfs4")
+
+
+def new_hasher() -> type:
+    """Import the blake3 constructor on first use: an unchanged rebuild never needs it."""
+    from blake3 import blake3
+
+    return blake3
+
+
+@dataclass(slots=True)
+class GraftedRows:
+    """Rows of a layer with their sources; `origin` gets the hashes back once the layer is written."""
+
+    records: bytearray
+    heap: bytearray
+    sources: bytearray
+    origin: LocalTree | None = None
+    start: int = 0
+
+
+@dataclass(slots=True)
+class LocalTree:
+    """One file or directory of a local context, as walked."""
+
+    directory: Path  # what was walked
+    root_fd: int
+    records: bytearray
+    heap: bytearray
+    top: int  # row of what is copied
+    end: int
+    name: str  # last component, for destinations that are directories
+    walked_at_ns: int
+    cache: StatCache | None
+    cache_key: str
+    known: KnownTree | None
+    unknown: bytes | None  # uint32 rows with no known content; None: all is as it was known
+    dirty: bool = False
+
+    @property
+    def is_directory(self) -> bool:
+        """Tell whether the tree's top is a directory."""
+        return stat.S_ISDIR(self.top_entry.mode)
+
+    @property
+    def top_entry(self) -> Entry:
+        """Return the row of what is copied."""
+        return EntryTable(self.records, self.heap).entry(self.top)
+
+    def remembered_digest(self) -> bytes | None:
+        """Return the digest that an earlier build computed, if nothing changed since."""
+        if self.unknown is None and self.known is not None:
+            return self.known.digests.get(self.name)
+        return None
+
+    def digest(self) -> bytes:
+        """Return the tree digest, reading only files whose content isn't known."""
+        remembered = self.remembered_digest()
+        if remembered is not None:
+            return remembered
+        self.hash_unknown()
+        rows = self.rows(b"", 0, 0, -1)
+        digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher())
+        self.remember(digest)
+        return digest
+
+    def hash_unknown(self) -> None:
+        """Hash the files that the stat cache could not vouch for."""
+        if self.unknown:
+            filehash.hash_files(self.root_fd, self.records, self.heap, self.unknown, new_hasher())
+            self.unknown = b""
+
+    def rows(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
+        """Return the tree's rows at a new path, ready for tarwrite."""
+        self.ensure_table()
+        records, heap, sources = graft.graft(
+            self.records, self.heap, self.top, self.end, prefix, struct.pack("<i", self.root_fd), SOURCE_PATH, uid, gid, mode
+        )
+        return GraftedRows(records, heap, sources, self, self.top)
+
+    def ensure_table(self) -> None:
+        """Take hashes and xattrs over from the known table when the walk was found unchanged."""
+        if self.unknown is None and self.known is not None:
+            missing = walk.recall(
+                self.records, self.heap, self.known.records, self.known.heap, self.known.trusted_before_ns
+            )
+            self.unknown = missing
+            # Unhashed rows of the known table are recalled as such: what they need is asked for again.
+            self.unknown = unhashed_rows(self.records)
+
+    def remember(self, digest: bytes) -> None:
+        """Write what is now known to the stat cache."""
+        if self.cache is not None:
+            self.cache.store(self.cache_key, self.records, self.heap, self.walked_at_ns, {self.name: digest})
+
+    def close(self) -> None:
+        """Close the walked directory."""
+        if self.root_fd >= 0:
+            os.close(self.root_fd)
+            self.root_fd = -1
+
+
+def unhashed_rows(records: Buffer) -> bytes:
+    """Return the uint32 rows of regular files without a content hash."""
+    words = memoryview(records).cast("I")
+    modes = words[WORD_MODE::WORDS_PER_ENTRY]
+    flags = words[WORD_FLAGS::WORDS_PER_ENTRY]
+    rows = [
+        row
+        for row, (mode, flag) in enumerate(zip(modes, flags, strict=True))
+        if mode & 0o170000 == stat.S_IFREG and not flag & FLAG_HASHED
+    ]
+    return struct.pack(f"={len(rows)}I", *rows)
+
+
+@dataclass(slots=True)
+class LocalSource:
+    """A build context on disk, less what its ignore rules name."""
+
+    directory: Path
+    rules: IgnoreRules | None = None
+    cache: StatCache | None = None
+    fingerprint: str = ""  # of the ignore rules: part of the stat cache's key
+    _trees: list[LocalTree] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close every tree that was opened."""
+        for tree in self._trees:
+            tree.close()
+        self._trees.clear()
+
+    def find(self, pattern: str) -> list[str]:
+        """Expand one COPY source to paths relative to the context; never empty.
+
+        Climbing out is clamped at the context's root. Raises NotFound when nothing matches.
+        """
+        cleaned = clean_source(pattern)
+        if not any(character in cleaned for character in "*?[\\"):
+            found = [cleaned] if self.holds(cleaned) else []
+        else:
+            found = [path for path in self.expand(cleaned.split("/")) if self.holds(path)]
+        if not found:
+            raise NotFound(
+                f"{pattern!r} not found in the build context",
+                hint="check the path, and whether .dockerignore excludes it",
+            )
+        return found
+
+    def expand(self, components: Sequence[str], base: str = "") -> Iterator[str]:
+        """Yield the paths that match a pattern, component by component, in sorted order."""
+        head, rest = components[0], components[1:]
+        directory = self.directory / base
+        if not any(character in head for character in "*?[\\"):
+            names = [head] if os.path.lexists(directory / head) else []
+        else:
+            try:
+                names = sorted(name for name in os.listdir(directory) if match(head, name))
+            except (NotADirectoryError, FileNotFoundError):
+                names = []
+        for name in names:
+            path = f"{base}/{name}" if base else name
+            if rest:
+                yield from self.expand(rest, path)
+            else:
+                yield path
+
+    def holds(self, path: str) -> bool:
+        """Tell whether a path exists in the context and isn't ignored."""
+        if not path:
+            return True
+        if not os.path.lexists(self.directory / path):
+            return False
+        if self.rules is None:
+            return True
+        is_directory = (self.directory / path).is_dir()
+        return not self.rules.excluded(path, is_directory) or (is_directory and self.rules.may_contain(path))
+
+    def open(self, path: str) -> LocalTree:
+        """Walk one found path. A symlink given as the source is followed, inside the context."""
+        resolved = resolve_inside(self.directory, path)
+        name = path.rsplit("/", 1)[-1]
+        target = self.directory / resolved
+        is_directory = target.is_dir()
+        walked = target if is_directory else target.parent
+        base = resolved if is_directory else resolved.rpartition("/")[0]
+        only = None if is_directory else os.fsencode(target.name)
+        root_fd = os.open(walked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            tree = self.walk(walked, root_fd, base, only, name)
+        except BaseException:
+            os.close(root_fd)
+            raise
+        self._trees.append(tree)
+        return tree
+
+    def walk(self, walked: Path, root_fd: int, base: str, only: bytes | None, name: str) -> LocalTree:
+        """Walk an opened directory (or one name in it) and match it with the stat cache."""
+        selector = Selector(self.rules, base, only)
+        started_ns = time.time_ns()
+        records, heap = walk.walk(root_fd, selector if selector.needed else None, False, os.cpu_count() or 1)
+        if selector.partial:
+            records = drop_hollow(records, heap, selector)
+        key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint))
+        known = self.cache.load(key) if self.cache is not None else None
+        unknown: bytes | None
+        if known is not None and walk.same(records, heap, known.records, known.heap, known.trusted_before_ns):
+            unknown = None
+        else:
+            records = drop_sockets(records)
+            if known is not None:
+                unknown = walk.recall(records, heap, known.records, known.heap, known.trusted_before_ns)
+            else:
+                count = len(records) // ENTRY_SIZE_BYTES
+                unknown = struct.pack(f"={count}I", *range(count))
+            walk.read_xattrs(root_fd, records, heap, unknown)
+            drop_host_xattrs(records, heap)
+            unknown = unhashed_rows(records)
+        table = EntryTable(records, heap)
+        top = 0 if only is None else tardiff.find(records, heap, only)
+        if top < 0:
+            raise NotFound(f"{walked / os.fsdecode(only or b'')} vanished while it was read")
+        end = len(table) if only is None else top + 1
+        return LocalTree(
+            walked, root_fd, records, heap, top, end, name, started_ns, self.cache, key, known, unknown
+        )
+
+
+@dataclass(slots=True)
+class Selector:
+    """Decide for walk() which names of a directory belong to the context."""
+
+    rules: IgnoreRules | None
+    base: str
+    only: bytes | None
+    partial: bool = False  # an excluded directory was entered because a `!` rule may reach inside
+    hollow: set[bytes] = field(default_factory=set)
+
+    @property
+    def needed(self) -> bool:
+        """Tell whether anything can be left out at all."""
+        return self.rules is not None or self.only is not None
+
+    def __call__(self, directory: bytes, names: list[bytes], modes: bytes) -> bytearray:
+        """Return one byte per name: 0 leaves it out."""
+        if self.only is not None:
+            return bytearray(name == self.only and not directory for name in names)
+        keep = bytearray(b"\1" * len(names))
+        if self.rules is None:
+            return keep
+        inside = os.fsdecode(directory)
+        base = "/".join(part for part in (self.base, inside) if part)
+        for index, mode in enumerate(memoryview(modes).cast("I")):
+            name = os.fsdecode(names[index])
+            path = f"{base}/{name}" if base else name
+            is_directory = stat.S_ISDIR(mode)
+            if self.rules.excluded(path, is_directory):
+                if is_directory and self.rules.may_contain(path):
+                    self.partial = True
+                    self.hollow.add(os.fsencode(f"{inside}/{name}" if inside else name))
+                else:
+                    keep[index] = 0
+        return keep
+
+
+def drop_hollow(records: bytearray, heap: bytearray, selector: Selector) -> bytearray:
+    """Leave out excluded directories in which no `!` rule kept anything."""
+    table = EntryTable(records, heap)
+    wanted: set[bytes] = set()
+    kept: list[int] = []
+    for row in range(len(table) - 1, -1, -1):
+        path = table.path(table.entry(row))
+        if path in selector.hollow and path not in wanted:
+            continue
+        kept.append(row)
+        while path:
+            path = path.rpartition(b"/")[0]
+            if path in wanted:
+                break
+            wanted.add(path)
+    return take_rows(records, kept[::-1])
+
+
+def drop_sockets(records: bytearray) -> bytearray:
+    """Leave out sockets, which a tar cannot hold."""
+    modes = memoryview(records).cast("I")[WORD_MODE::WORDS_PER_ENTRY]
+    if not any(mode & 0o170000 == stat.S_IFSOCK for mode in modes):
+        return records
+    return take_rows(records, [row for row, mode in enumerate(modes) if mode & 0o170000 != stat.S_IFSOCK])
+
+
+def take_rows(records: Buffer, rows: Sequence[int]) -> bytearray:
+    """Copy the given rows."""
+    view = memoryview(records)
+    return bytearray().join(view[row * ENTRY_SIZE_BYTES : (row + 1) * ENTRY_SIZE_BYTES] for row in rows)
+
+
+def drop_host_xattrs(records: bytearray, heap: bytearray) -> None:
+    """Leave out extended attributes that belong to the host."""
+    words = memoryview(records).cast("I")
+    for row, length in enumerate(words[WORD_XATTR_LENGTH::WORDS_PER_ENTRY]):
+        if not length:
+            continue
+        at = row * ENTRY_SIZE_BYTES + 16
+        offset = struct.unpack_from("<Q", records, at)[0]
+        found = decode_xattrs(heap[offset : offset + length])
+        kept = encode_xattrs({name: value for name, value in found.items() if not name.startswith(HOST_XATTRS)})
+        if len(kept) != length:
+            struct.pack_into("<Q", records, at, len(heap))
+            words[row * WORDS_PER_ENTRY + WORD_XATTR_LENGTH] = len(kept)
+            heap += kept
+
+
+def clean_source(pattern: str) -> str:
+    """Normalise a COPY source: relative to the context's root, '..' clamped there."""
+    parts: list[str] = []
+    for part in pattern.split("/"):
+        if part == "..":
+            if parts:
+                parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def resolve_inside(root: Path, path: str) -> str:
+    """Follow every symlink of a path, as if root were '/'. Raises InvalidInput for loops."""
+    pending = [part for part in path.split("/") if part][::-1]
+    done: list[str] = []
+    followed = 0
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            if done:
+                done.pop()
+            continue
+        if part == ".":
+            continue
+        here = root.joinpath(*done, part)
+        if here.is_symlink():
+            followed += 1
+            if followed > SYMLINK_LIMIT:
+                raise InvalidInput(f"too many symbolic links in {path!r}")
+            target = os.readlink(here)
+            if target.startswith("/"):
+                done.clear()
+            pending.extend([piece for piece in target.split("/") if piece][::-1])
+            continue
+        done.append(part)
+    return "/".join(done)
+
+
+@dataclass(slots=True)
+class ImageTree:
+    """One file or directory inside the merged tree of an image or stage."""
+
+    layers: Sequence[Layer]
+    table: EntryTable
+    top: int
+    end: int
+    name: str
+    _descriptors: list[int] = field(default_factory=list)
+
+    @property
+    def is_directory(self) -> bool:
+        """Tell whether the tree's top is a directory."""
+        return stat.S_ISDIR(self.top_entry.mode)
+
+    @property
+    def top_entry(self) -> Entry:
+        """Return the row of what is copied."""
+        return self.table.entry(self.top)
+
+    def digest(self) -> bytes:
+        """Return the tree digest; the layers' tables hold every hash."""
+        return tardiff.tree_digest(self.table.records, self.table.heap, new_hasher(), self.top)
+
+    def rows(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
+        """Return the tree's rows at a new path; data comes straight from the layers' tars."""
+        if not self._descriptors:
+            for layer in self.layers:
+                self._descriptors.append(layer.open_tar())
+        packed = struct.pack(f"<{len(self._descriptors)}i", *self._descriptors)
+        records, heap, sources = graft.graft(
+            self.table.records, self.table.heap, self.top, self.end, prefix, packed, SOURCE_RANGE, uid, gid, mode
+        )
+        return GraftedRows(records, heap, sources)
+
+    def close(self) -> None:
+        """Close the layers' tars."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+SourceTree = LocalTree | ImageTree
