@@ -1,0 +1,95 @@
+# cython: language_level=3
+"""Read the extended attributes of an entry in the heap's encoding (inline-only)."""
+from libc.errno cimport ENODATA, ENOMEM, EOPNOTSUPP, EOVERFLOW, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc, qsort
+from libc.string cimport memcpy, strcmp, strlen
+
+from arena cimport grow
+
+cdef extern from "<sys/xattr.h>" nogil:
+    ssize_t llistxattr(const char* path, char* names, size_t size)
+    ssize_t lgetxattr(const char* path, const char* name, void* value, size_t size)
+
+cdef extern from "<unistd.h>" nogil:
+    int access(const char* path, int mode)
+
+cdef enum:
+    XATTR_LIMIT_BYTES = 65536  # the kernel's limit for a list of names and for one value
+    PROC_BYTES = 320           # "/proc/self/fd/N/" and a name
+
+cdef struct xattr_scratch_t:
+    char* names            # XATTR_LIMIT_BYTES
+    char** order           # one pointer per name
+    size_t order_capacity
+    uint8_t* encoded       # the result, `size` bytes
+    size_t capacity
+    size_t size
+
+cdef inline int compare_names(const void* a, const void* b) noexcept nogil:
+    return strcmp((<char**>a)[0], (<char**>b)[0])
+
+cdef inline int xattr_start(xattr_scratch_t* scratch) noexcept nogil:
+    """Take the scratch memory of a zeroed structure; -1 when there is none."""
+    scratch.names = <char*>malloc(XATTR_LIMIT_BYTES)
+    return 0 if scratch.names != NULL else -1
+
+cdef inline void xattr_stop(xattr_scratch_t* scratch) noexcept nogil:
+    free(scratch.names)
+    free(scratch.order)
+    free(scratch.encoded)
+
+cdef inline int xattr_read(xattr_scratch_t* scratch, int directory_fd, const char* name) noexcept nogil:
+    """Encode the xattrs of one directory entry (name "." for the directory itself), sorted by name.
+
+    The symlink itself is meant, never its target. Returns 0 or an errno; ENOENT means that the entry vanished.
+    Needs /proc; see proc_missing.
+    """
+    cdef char path[PROC_BYTES]
+    cdef size_t count = 0, at = 0, name_length
+    cdef ssize_t listed, got
+    cdef uint16_t name_size
+    cdef uint32_t value_size
+    cdef void* moved
+    scratch.size = 0
+    snprintf(path, PROC_BYTES, "/proc/self/fd/%d/%s", directory_fd, name)
+    listed = llistxattr(path, scratch.names, XATTR_LIMIT_BYTES)
+    if listed < 0:
+        return 0 if errno == EOPNOTSUPP else errno
+    while at < <size_t>listed:
+        moved = grow(scratch.order, &scratch.order_capacity, count + 1, sizeof(char*))
+        if moved == NULL:
+            return ENOMEM
+        scratch.order = <char**>moved
+        scratch.order[count] = scratch.names + at
+        count += 1
+        at += strlen(scratch.names + at) + 1
+    if count > 1:
+        qsort(scratch.order, count, sizeof(char*), compare_names)
+    for at in range(count):
+        name_length = strlen(scratch.order[at])
+        moved = grow(scratch.encoded, &scratch.capacity, scratch.size + 6 + name_length + XATTR_LIMIT_BYTES, 1)
+        if moved == NULL:
+            return ENOMEM
+        scratch.encoded = <uint8_t*>moved
+        got = lgetxattr(
+            path, scratch.order[at], scratch.encoded + scratch.size + 6 + name_length, XATTR_LIMIT_BYTES
+        )
+        if got < 0:
+            if errno == ENODATA or errno == EOPNOTSUPP:  # removed since it was listed
+                continue
+            return errno
+        name_size = <uint16_t>name_length
+        value_size = <uint32_t>got
+        memcpy(scratch.encoded + scratch.size, &name_size, 2)
+        memcpy(scratch.encoded + scratch.size + 2, &value_size, 4)
+        memcpy(scratch.encoded + scratch.size + 6, scratch.order[at], name_length)
+        scratch.size += 6 + name_length + <size_t>got
+    return 0 if scratch.size <= <size_t>0xFFFFFFFF else EOVERFLOW
+
+cdef inline bint proc_missing(int fd) noexcept nogil:
+    """Tell whether /proc is not mounted, so that its ENOENT is not taken for a vanished entry."""
+    cdef char path[PROC_BYTES]
+    snprintf(path, PROC_BYTES, "/proc/self/fd/%d", fd)
+    return access(path, 0) != 0
