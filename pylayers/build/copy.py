@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pylayers._native import tardiff
 from pylayers.build.source import GraftedRows, SourceTree
@@ -19,6 +20,7 @@ from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     FLAG_IMPLICIT,
+    SOURCE_PATH,
     SOURCE_STRUCT,
     Entry,
     EntryTable,
@@ -216,34 +218,61 @@ def join(made: Ancestors, grafts: Sequence[tuple[GraftedRows, int]]) -> LayerRow
     ancestors = made.table()
     if len(grafts) == 1:
         return join_one(ancestors, *grafts[0])
-    chosen: dict[bytes, tuple[bytes, bytes, bytes]] = {}  # path → sort key, record, source
+    none = SOURCE_STRUCT.pack(-1, 0, 0, 0)
+    chosen: dict[bytes, ChosenRow] = {}
     heap = bytearray(ancestors.heap)
-    for entry, at in zip(ancestors, range(0, len(ancestors.records), ENTRY_SIZE_BYTES), strict=True):
+    for row, entry in enumerate(ancestors):
         path = ancestors.path(entry)
-        chosen[path] = (path_key(path), bytes(ancestors.records[at : at + ENTRY_SIZE_BYTES]), SOURCE_STRUCT.pack(-1, 0, 0, 0))
-    for rows, skipped in grafts:
+        chosen[path] = ChosenRow(path_key(path), entry.mode, rebase(ancestors.records, row, 0), none, -1, row)
+    for number, (rows, skipped) in enumerate(grafts):
         base = len(heap)
         heap += rows.heap
         table = EntryTable(rows.records, rows.heap)
         for row in range(skipped, len(table)):
             entry = table.entry(row)
             path = table.path(entry)
-            record = rebase(rows.records, row, base)
-            source = SOURCE_STRUCT.unpack_from(rows.sources, row * SOURCE_STRUCT.size)
-            moved = SOURCE_STRUCT.pack(source[0], source[1], source[2] + (base if source[1] == 1 else 0), source[3])
             previous = chosen.get(path)
-            if previous is not None and mode_of(previous[1]) != stat.S_IFMT(entry.mode) and (
-                stat.S_ISDIR(entry.mode) or stat.S_ISDIR(mode_of(previous[1]))
-            ):
+            if previous is not None and stat.S_ISDIR(previous.mode) != stat.S_ISDIR(entry.mode):
                 raise InvalidInput(
                     f"sources disagree whether /{path.decode(errors='replace')} is a directory", span=made.span
                 )
-            chosen[path] = (path_key(path), bytes(record), moved)
-    ordered = sorted(chosen.values())
-    joined = LayerRows(
-        bytearray().join(record for _, record, _ in ordered), heap, bytearray().join(source for _, _, source in ordered), []
+            descriptor, kind, offset, length = SOURCE_STRUCT.unpack_from(rows.sources, row * SOURCE_STRUCT.size)
+            source = SOURCE_STRUCT.pack(descriptor, kind, offset + (base if kind == SOURCE_PATH else 0), length)
+            chosen[path] = ChosenRow(path_key(path), entry.mode, rebase(rows.records, row, base), source, number, row)
+    ordered = sorted(chosen.values(), key=lambda row: row.key)
+    return LayerRows(
+        bytearray().join(row.record for row in ordered),
+        heap,
+        bytearray().join(row.source for row in ordered),
+        find_runs(ordered, grafts),
     )
-    return joined
+
+
+class ChosenRow(NamedTuple):
+    """One row of a join: where it sorts, what it is, and the graft (-1: an ancestor) and row it came from."""
+
+    key: bytes
+    mode: int
+    record: bytearray
+    source: bytes
+    graft: int
+    row: int
+
+
+def find_runs(
+    ordered: Sequence[ChosenRow], grafts: Sequence[tuple[GraftedRows, int]]
+) -> list[tuple[GraftedRows, int, int, int]]:
+    """Group joined rows that are consecutive in one graft, so that hashes can be handed back in runs."""
+    runs: list[tuple[GraftedRows, int, int, int]] = []
+    begin = 0
+    for at in range(1, len(ordered) + 1):
+        first = ordered[begin]
+        if at < len(ordered) and ordered[at].graft == first.graft and ordered[at].row == first.row + at - begin:
+            continue
+        if first.graft >= 0:
+            runs.append((grafts[first.graft][0], first.row, begin, at - begin))
+        begin = at
+    return runs
 
 
 def join_one(ancestors: EntryTable, rows: GraftedRows, skipped: int) -> LayerRows:
@@ -260,11 +289,6 @@ def join_one(ancestors: EntryTable, rows: GraftedRows, skipped: int) -> LayerRow
     sources = bytearray(SOURCE_STRUCT.pack(-1, 0, 0, 0) * above)
     sources += memoryview(rows.sources)[skipped * SOURCE_STRUCT.size :]
     return LayerRows(records, heap, sources, [(rows, skipped, above, count)])
-
-
-def mode_of(record: bytes) -> int:
-    """Return the file type bits of a packed record."""
-    return stat.S_IFMT(struct.unpack_from("<I", record, 92)[0])
 
 
 def rebase(records: bytes | bytearray | memoryview, row: int, base: int) -> bytearray:

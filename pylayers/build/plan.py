@@ -131,3 +131,13 @@ def source_names(instruction: Instruction) -> list[str]:
         options = [dict(part.partition("=")[::2] for part in mount.split(",")) for mount in instruction.mounts]
         return [option["from"] for option in options if option.get("from")]
     return []
+
+
+def find_stage_name(names: dict[int, str | None], name: str) -> int | None:
+    """Return the index of a built stage by name or number."""
+    for index in sorted(names, reverse=True):
+        if names[index] == name.lower():
+            return index
+    if name.isdigit() and int(name) in names:
+        return int(name)
+    return None

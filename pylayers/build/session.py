@@ -1,0 +1,88 @@
+"""What all stages of one build share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pylayers.build.cache import BuildCache
+from pylayers.build.event import BuildWarning, Event, StepFinished, Subscriber
+from pylayers.build.source import LocalSource
+from pylayers.build.state import StageState, Trees
+from pylayers.container.runtime import Runtime
+from pylayers.errors import Conflict
+from pylayers.oci.platform import Platform
+from pylayers.snapshot.snapshotter import Snapshotter
+from pylayers.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Say what to build. Paths are the host's."""
+
+    context: Path
+    dockerfile: Path | None = None  # default: Dockerfile in the context
+    references: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    no_cache: bool = False
+    platform: str | None = None
+    volumes: tuple[str, ...] = ()  # -v HOST:PATH[:ro] for every RUN; never part of a key
+    contexts: Mapping[str, str] = field(default_factory=dict)  # --build-context NAME=DIRECTORY or docker-image://REF
+    labels: Mapping[str, str] = field(default_factory=dict)
+    key_by_chain: bool = False  # docker's rule instead of early cut-off
+    network: str = "host"
+    source_date_epoch_s: int | None = None
+    jobs: int = 4  # stages at once
+
+
+@dataclass(slots=True)
+class BuildSession:
+    """Hold what the stages of one build share; safe to use from their threads."""
+
+    store: Store
+    options: BuildOptions
+    platform: Platform
+    trees: Trees
+    cache: BuildCache
+    context: LocalSource
+    contexts: Mapping[str, LocalSource]
+    open_driver: Callable[[], Snapshotter]
+    open_runtime: Callable[[], Runtime]
+    hold: Callable[[str, str], None]  # keep (kind, name) from the garbage collector until the build ends
+    subscriber: Subscriber | None
+    global_arguments: Mapping[str, str] = field(default_factory=dict)
+    stages: dict[int, StageState] = field(default_factory=dict)
+    stage_names: dict[int, str | None] = field(default_factory=dict)  # of the stages that are built
+    finished: list[StepFinished] = field(default_factory=list)
+    warnings: list[BuildWarning] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def epoch_s(self) -> int:
+        """Return the time that directories and configs made by the build carry: the same on every day."""
+        return self.options.source_date_epoch_s or 0
+
+    def emit(self, event: Event) -> None:
+        """Tell subscribers, one event at a time, and keep what the result needs."""
+        with self._lock:
+            if isinstance(event, StepFinished):
+                self.finished.append(event)
+            elif isinstance(event, BuildWarning):
+                if event in self.warnings:
+                    return
+                self.warnings.append(event)
+            if self.subscriber is not None:
+                self.subscriber(event)
+
+    def check_cancelled(self) -> None:
+        """Stop a stage whose build has failed elsewhere."""
+        if self.cancelled.is_set():
+            raise Cancelled("the build was stopped because another stage failed")
+
+
+class Cancelled(Conflict):
+    """Another stage's failure ended this one; never the error a user sees."""

@@ -1,0 +1,112 @@
+"""What a stage is at one point: its layers and its configuration; and the trees that layers make."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pylayers.oci.chain import chain_id
+from pylayers.oci.config import History, RunConfig
+from pylayers.oci.platform import Platform
+from pylayers.store import Store
+from pylayers.store.entry import EntryTable
+from pylayers.store.layer import Layer
+
+MERGED_KEPT = 4  # merged tables held at once; each is some 250 bytes an entry
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """Hold a stage between two instructions. Immutable: a later stage may start from it."""
+
+    platform: Platform
+    diff_ids: tuple[str, ...] = ()
+    config: RunConfig = field(default_factory=RunConfig)
+    history: tuple[History, ...] = ()
+    author: str = ""
+    arguments: tuple[tuple[str, str], ...] = ()  # ARGs in scope
+    shell: tuple[str, ...] = ("/bin/sh", "-c")
+    cmd_set: bool = False  # by this stage itself: ENTRYPOINT clears only an inherited CMD
+
+    @property
+    def chain_id(self) -> str | None:
+        """Return the chain id of the layers, None for none."""
+        return chain_id(self.diff_ids) if self.diff_ids else None
+
+    def environment(self) -> dict[str, str]:
+        """Return what a RUN sees: ARGs in scope, and ENV over them."""
+        return {**dict(self.arguments), **self.config.environment()}
+
+
+class Trees:
+    """Open layers, merge their tables and digest them, each at most once; safe to share between threads."""
+
+    def __init__(self, store: Store, *, key_by_chain: bool = False) -> None:
+        self.store = store
+        self.key_by_chain = key_by_chain
+        self._layers: dict[str, Layer] = {}
+        self._merged: dict[tuple[str, ...], EntryTable] = {}
+        self._lock = threading.RLock()
+
+    def layer(self, diff_id: str) -> Layer:
+        """Open one layer."""
+        with self._lock:
+            found = self._layers.get(diff_id)
+            if found is None:
+                found = self._layers[diff_id] = self.store.layers.open(diff_id)
+            return found
+
+    def layers(self, diff_ids: Sequence[str]) -> list[Layer]:
+        """Open layers, lowest first."""
+        return [self.layer(diff_id) for diff_id in diff_ids]
+
+    def merged(self, diff_ids: tuple[str, ...]) -> EntryTable:
+        """Return the table of the tree that layers make."""
+        from pylayers.diff.merge import merge_layers
+
+        with self._lock:
+            table = self._merged.get(diff_ids)
+            if table is None:
+                table = merge_layers(self.layers(diff_ids))
+                while len(self._merged) >= MERGED_KEPT:
+                    del self._merged[next(iter(self._merged))]
+                self._merged[diff_ids] = table
+            return table
+
+    def identity(self, diff_ids: tuple[str, ...]) -> bytes:
+        """Return what step keys know a tree by: its tree digest, or its chain id where that was asked for."""
+        if self.key_by_chain:
+            return chain_id(diff_ids).encode() if diff_ids else b"scratch"
+        return self.digest(diff_ids)
+
+    def digest(self, diff_ids: tuple[str, ...]) -> bytes:
+        """Return the tree digest of layers: from the database, or computed and kept there."""
+        from pylayers.diff.merge import tree_digest
+
+        if not diff_ids:
+            return bytes(32)
+        chain = chain_id(diff_ids)
+        with self._lock:
+            known = self.store.metadata.chains.get(chain)
+            if known is not None and known.tree_digest is not None:
+                return bytes(known.tree_digest)
+            digest = tree_digest(self.merged(diff_ids))
+            self.record(diff_ids)
+            self.store.metadata.chains.set_tree_digest(chain, digest)
+            return digest
+
+    def record(self, diff_ids: tuple[str, ...]) -> None:
+        """Write a chain and those below it to the database where they are missing."""
+        for length in range(len(diff_ids), 0, -1):
+            chain = chain_id(diff_ids[:length])
+            if self.store.metadata.chains.get(chain) is not None:
+                return
+            parent = chain_id(diff_ids[: length - 1]) if length > 1 else None
+            self.store.metadata.chains.add(chain, parent, diff_ids[length - 1], None)
+
+    def grow(self, diff_ids: tuple[str, ...], layer: Layer) -> tuple[str, ...]:
+        """Return the layers with one more on top."""
+        with self._lock:
+            self._layers[layer.diff_id] = layer
+        return (*diff_ids, layer.diff_id)
