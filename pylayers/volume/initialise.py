@@ -21,8 +21,9 @@ def initialise(data: Path, root_fd: int, target: str, *, nocopy: bool = False) -
     """Copy the image's content at target into the volume's empty _data directory; tell whether a copy was made.
 
     root_fd is the mounted root file system; target is resolved inside it. Owner, mode and xattrs of the directory
-    itself come along. A volume that holds anything keeps it. Crash-safe: an interrupted copy is emptied and done
-    again on the next call. Concurrent calls wait for each other. Raises NoSpace, PermissionDenied, NotFound (no volume).
+    itself come along. A volume that holds anything keeps it. When the process dies in the middle, the next call empties
+    the volume and copies again (a power cut may lose data not yet flushed). Concurrent calls wait for each other.
+    Raises NoSpace, PermissionDenied, NotFound (no volume).
     """
     try:
         lock = os.open(data.parent / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

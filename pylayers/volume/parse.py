@@ -20,7 +20,10 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountRequest:
-    """Say what the user asked to be mounted. `source` is a volume name, an absolute host path, or "" (anonymous, tmpfs)."""
+    """Say what the user asked to be mounted.
+
+    `source` is a volume name, an absolute host path, or "" (anonymous volume, tmpfs).
+    """
 
     type: str  # "bind" | "volume" | "tmpfs"
     target: str
@@ -116,7 +119,8 @@ def check_name(name: str, given: str = "") -> None:
     """Check a volume's name against docker's rule. Raises InvalidInput."""
     if not NAME_PATTERN.match(name):
         raise InvalidInput(
-            f'"{name}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed',
+            f'"{name}" includes invalid characters for a local volume name, '
+            'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed',
             hint="If you intended to pass a host directory, use absolute path",
         )
 

@@ -43,9 +43,10 @@ class VolumeStore:
         self.directory = directory
 
     def create(self, name: str | None = None, labels: Mapping[str, str] | None = None) -> Volume:
-        """Create a volume, or return the existing one of that name; None makes an anonymous one.
+        """Create a volume, or return the existing one of that name; name None makes an anonymous one.
 
-        Crash-safe. Raises InvalidInput for the name, Conflict when it exists with other labels, NoSpace, PermissionDenied.
+        Crash-safe. Raises InvalidInput for the name, Conflict when it exists with other labels, NoSpace,
+        PermissionDenied.
         """
         anonymous = name is None
         if name is None:
@@ -106,7 +107,7 @@ class VolumeStore:
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{path} is damaged: {error}") from error
 
-    def list(self) -> Iterator[Volume]:
+    def walk(self) -> Iterator[Volume]:
         """Yield the volumes by name; a folder without a record is no volume."""
         try:
             names = sorted(entry.name for entry in os.scandir(self.directory) if entry.is_dir(follow_symlinks=False))
@@ -137,7 +138,7 @@ class VolumeStore:
         """Remove unused anonymous volumes (everything=True: named ones too); return their names and bytes freed."""
         removed: list[str] = []
         freed_bytes = 0
-        for volume in list(self.list()):
+        for volume in list(self.walk()):
             if (volume.anonymous or everything) and not any(True for _ in in_use(volume.name)):
                 freed_bytes += disk_bytes(volume.path)
                 self._delete(volume)

