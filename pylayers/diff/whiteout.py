@@ -1,0 +1,71 @@
+"""Turn a walk of an overlay's upper directory into a layer table: kernel marks become WHITEOUT and OPAQUE rows."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from pylayers.store.entry import (
+    ENTRY_SIZE_BYTES,
+    ENTRY_STRUCT,
+    FLAG_OPAQUE,
+    FLAG_WHITEOUT,
+    Entry,
+    EntryTable,
+    decode_xattrs,
+    encode_xattrs,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.")
+OPAQUE_NAMES = (b"trusted.overlay.opaque", b"user.overlay.opaque")
+
+
+def is_whiteout(mode: int, rdev_major: int, rdev_minor: int) -> bool:
+    """Tell whether a directory entry is overlayfs's whiteout: a character device 0:0."""
+    return stat.S_ISCHR(mode) and rdev_major == 0 and rdev_minor == 0
+
+
+def convert_upper(records: bytearray, heap: bytearray) -> None:
+    """Convert a walked upper (xattrs read) in place: whiteouts, opaque marks; overlayfs's own xattrs go.
+
+    heap grows by the xattrs that had to be written anew. Nothing may hold a view of either buffer.
+    """
+    for row in _marked_rows(records):
+        entry = Entry._make(ENTRY_STRUCT.unpack_from(records, row * ENTRY_SIZE_BYTES))
+        if is_whiteout(entry.mode, entry.rdev_major, entry.rdev_minor):
+            # The kernel makes all whiteouts links of one inode, so the walk saw hard links here.
+            entry = entry._replace(mode=stat.S_IFCHR, flags=FLAG_WHITEOUT, link_length=0, xattr_length=0, nlink=1)
+        else:
+            entry = _convert_xattrs(entry, heap)
+        ENTRY_STRUCT.pack_into(records, row * ENTRY_SIZE_BYTES, *entry)
+
+
+def visible_xattrs(table: EntryTable, entry: Entry) -> dict[bytes, bytes]:
+    """Return an entry's extended attributes without overlayfs's own."""
+    return {name: value for name, value in table.xattrs(entry).items() if not name.startswith(OVERLAY_PREFIXES)}
+
+
+def _marked_rows(records: bytearray) -> list[int]:
+    """List the rows that may carry a mark: character devices 0:0, and whatever has xattrs."""
+    array: npt.NDArray[np.void] = EntryTable(records, b"").array
+    kind = array["mode"] & 0o170000
+    blank = (kind == stat.S_IFCHR) & (array["rdev_major"] == 0) & (array["rdev_minor"] == 0)
+    return (blank | (array["xattr_length"] > 0)).nonzero()[0].tolist()  # type: ignore[no-any-return]
+
+
+def _convert_xattrs(entry: Entry, heap: bytearray) -> Entry:
+    xattrs = decode_xattrs(heap[entry.xattr_offset : entry.xattr_offset + entry.xattr_length])
+    kept = {name: value for name, value in xattrs.items() if not name.startswith(OVERLAY_PREFIXES)}
+    if len(kept) == len(xattrs):
+        return entry
+    flags = entry.flags
+    if stat.S_ISDIR(entry.mode) and any(xattrs.get(name) == b"y" for name in OPAQUE_NAMES):
+        flags |= FLAG_OPAQUE
+    encoded = encode_xattrs(kept)
+    offset = len(heap)
+    heap += encoded
+    return entry._replace(flags=flags, xattr_offset=offset, xattr_length=len(encoded))

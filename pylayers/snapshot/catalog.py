@@ -1,0 +1,351 @@
+"""The relations between one driver's snapshots, kept in the driver's own files.
+
+Every snapshot is a directory `<id>/` whose `snapshot.json` is the truth: name, kind, parent. `by-name/<escaped name>`
+is a symlink to the id, so that a look-up reads two small files instead of the directory; it is only a hint, and one
+that names another snapshot than the file does counts as absent. `<id>/children/<child id>` marks a child, a hint too.
+
+A snapshot appears by renaming `.making-<id>` to `<id>`, is committed by replacing `snapshot.json`, and disappears by
+renaming to `.removing-<id>`: each is one atomic step, taken under one flock that all processes share. The maker (and
+the remover) of a hidden directory holds a flock on it, so whoever opens the catalog next can tell a leftover from work
+in progress. docs/internals/snapshot-lifecycle.md has the whole story.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pylayers.errors import AlreadyExists, Conflict, DriverError, InvalidInput, NotFound, translate_os_error
+from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
+
+LOGGER = logging.getLogger("pylayers.snapshot")
+MAKING = ".making-"
+REMOVING = ".removing-"
+PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:@+=,")
+LONGEST_NAME_BYTES = 4096
+CLOCK_REALTIME_COARSE = 5  # the clock of file timestamps: never ahead of the next ctime (linux/time.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One snapshot.json."""
+
+    name: str
+    kind: SnapshotKind
+    parent: str | None
+    id: str
+    parent_id: str | None
+    created_ns: int
+    settled_ns: int = 0  # when the driver had finished making it; a later ctime inside means a change
+
+    def stat(self) -> SnapshotStat:
+        """Give the public description."""
+        return SnapshotStat(self.name, self.kind, self.parent, self.created_ns)
+
+    def encode(self) -> bytes:
+        """Give the file's content."""
+        return json.dumps({**asdict(self), "kind": self.kind.value}, indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes, path: Path) -> Record:
+        """Read the file's content. Raises DriverError when it is not a record."""
+        try:
+            fields = json.loads(content)
+            return cls(**{**fields, "kind": SnapshotKind(fields["kind"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise DriverError(f"snapshot record {path} is damaged: {error}") from error
+
+
+class Catalog:
+    """Keep the snapshots below one driver's root; safe for several threads and processes at once."""
+
+    def __init__(self, root: Path, discard: Callable[[Path], None] | None = None) -> None:
+        """Open or make the catalog and drop what a crash left half-made.
+
+        `discard` ends what a driver keeps outside a snapshot's directory, before the directory itself is deleted.
+        """
+        self.root = root
+        self._discard = discard
+        try:
+            (root / "by-name").mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise translate_os_error(error, f"open the snapshots in {root}") from error
+        self._recover()
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def directory(self, record: Record) -> Path:
+        """Name a snapshot's directory."""
+        return self.root / record.id
+
+    def get(self, name: str) -> Record:
+        """Look a snapshot up by key or name. Raises NotFound."""
+        found = self.find(name)
+        if found is None:
+            raise NotFound(f"no snapshot {name!r} in {self.root}")
+        return found
+
+    def find(self, name: str) -> Record | None:
+        """Look a snapshot up by key or name; None when there is none."""
+        if self._lock_fd < 0:
+            raise DriverError(f"the snapshots in {self.root} are closed")
+        try:
+            identity = os.readlink(self.root / "by-name" / escape(name))[3:]
+        except FileNotFoundError:
+            return None
+        record = self._read(identity)
+        return record if record is not None and record.name == name else None
+
+    def committed(self, name: str) -> Record:
+        """Look up a snapshot that may be a parent. Raises NotFound; InvalidInput when it isn't committed."""
+        record = self.get(name)
+        if record.kind is not SnapshotKind.COMMITTED:
+            raise InvalidInput(f"snapshot {name!r} is {record.kind.value}, and only a committed one can be a parent")
+        return record
+
+    def walk(self) -> list[Record]:
+        """Return every snapshot, parents before children, as of one moment."""
+        with self._locked(fcntl.LOCK_SH):
+            records = {record.id: record for record in map(self._read, self._identities()) if record is not None}
+        ordered: dict[str, Record] = {}
+        for start in sorted(records.values(), key=lambda record: (record.created_ns, record.id)):
+            pending: list[Record] = []
+            at: Record | None = start
+            while at is not None and at.id not in ordered:
+                pending.append(at)
+                at = records.get(at.parent_id) if at.parent_id else None
+            ordered.update((record.id, record) for record in reversed(pending))
+        return list(ordered.values())
+
+    # -- changing ----------------------------------------------------------------------------------------------
+
+    def create(
+        self, name: str, kind: SnapshotKind, parent: str | None, make: Callable[[Path, Record, Record | None], None]
+    ) -> Record:
+        """Make a snapshot: `make(directory, record, parent)` fills a hidden directory, then it appears at once.
+
+        The shared lock is not held while `make` runs, so a long copy blocks nobody. Raises AlreadyExists, NotFound
+        and InvalidInput as Snapshotter.prepare does; nothing is left behind on failure.
+        """
+        escape(name)
+        identity = secrets.token_hex(16)
+        hidden = self.root / (MAKING + identity)
+        with self._locked():
+            above = self._check_new(name, parent)
+            hidden.mkdir(mode=0o700)
+            claim = _claim(hidden)
+        try:
+            record = Record(name, kind, parent, identity, above.id if above else None, time.time_ns())
+            (hidden / "children").mkdir(mode=0o700)
+            make(hidden, record, above)
+            record = replace(record, settled_ns=time.clock_gettime_ns(CLOCK_REALTIME_COARSE))
+            _write_synced(hidden / "snapshot.json", record.encode())
+            with self._locked():
+                now = self._check_new(name, parent)
+                if now is not None and above is not None and now.id != above.id:
+                    raise NotFound(f"snapshot {parent!r} was removed while {name!r} was made over it")
+                if above is not None:
+                    (self.directory(above) / "children" / identity).touch()
+                self._point(name, identity)
+                os.rename(hidden, self.root / identity)
+                _sync_directory(self.root)
+        except BaseException:
+            with suppress(OSError):
+                self._delete(hidden)
+            raise
+        finally:
+            os.close(claim)
+        return record
+
+    def commit(self, name: str, key: str, ready: Callable[[Path, Record], None], done: Callable[[Path], None]) -> None:
+        """Rename active snapshot key to committed name, in one step.
+
+        `ready(directory, record)` runs first and may refuse, `done(directory)` afterwards; both under the lock.
+        """
+        escape(name)
+        with self._locked():
+            record = self.get(key)
+            if record.kind is not SnapshotKind.ACTIVE:
+                raise InvalidInput(f"snapshot {key!r} is {record.kind.value}, and only an active one can be committed")
+            if name != key and self.find(name) is not None:
+                raise AlreadyExists(f"snapshot {name!r} exists already")
+            directory = self.directory(record)
+            ready(directory, record)
+            self._point(name, record.id)
+            fresh = directory / "snapshot.json.new"
+            _write_synced(fresh, replace(record, name=name, kind=SnapshotKind.COMMITTED).encode())
+            os.replace(fresh, directory / "snapshot.json")
+            _sync_directory(directory)
+            if name != key:
+                (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
+            done(directory)
+
+    def remove(self, key: str, ready: Callable[[Path, Record], None]) -> None:
+        """Remove a snapshot. `ready(directory, record)` may refuse. Raises NotFound; Conflict when it has children."""
+        with self._locked():
+            record = self.get(key)
+            directory = self.directory(record)
+            child = self._child(directory)
+            if child is not None:
+                raise Conflict(f"snapshot {key!r} is the parent of {child.name!r}")
+            ready(directory, record)
+            hidden = self.root / (REMOVING + record.id)
+            claim = _claim(directory)
+            try:
+                os.rename(directory, hidden)
+                (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
+                if record.parent_id is not None:
+                    (self.root / record.parent_id / "children" / record.id).unlink(missing_ok=True)
+            except BaseException:
+                os.close(claim)
+                raise
+        try:
+            self._delete(hidden)
+        finally:
+            os.close(claim)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+        """Hold the catalog's lock; a descriptor of its own each time, so that threads exclude each other too."""
+        if self._lock_fd < 0:
+            raise DriverError(f"the snapshots in {self.root} are closed")
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_new(self, name: str, parent: str | None) -> Record | None:
+        """Check under the lock that name is free and the parent usable; return the parent."""
+        above = None if parent is None else self.committed(parent)
+        if self.find(name) is not None:
+            raise AlreadyExists(f"snapshot {name!r} exists already")
+        return above
+
+    def _identities(self) -> list[str]:
+        return [entry.name for entry in os.scandir(self.root) if len(entry.name) == 32 and entry.is_dir()]
+
+    def _read(self, identity: str) -> Record | None:
+        path = self.root / identity / "snapshot.json"
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return Record.decode(content, path)
+
+    def _child(self, directory: Path) -> Record | None:
+        """Find one living child; markers that a crash left without a child are dropped."""
+        for marker in sorted((directory / "children").iterdir()):
+            child = self._read(marker.name)
+            if child is not None:
+                return child
+            marker.unlink()
+        return None
+
+    def _point(self, name: str, identity: str) -> None:
+        """Point by-name/<name> at an id, over whatever stale pointer is there."""
+        path = self.root / "by-name" / escape(name)
+        fresh = self.root / "by-name" / f".{identity}"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(f"../{identity}")
+        os.replace(fresh, path)
+
+    def _delete(self, directory: Path) -> None:
+        """Delete a hidden directory; safe to repeat and to be interrupted."""
+        if self._discard is not None:
+            self._discard(directory)
+        delete_tree(directory)
+
+    def _recover(self) -> None:
+        """Drop leftovers and stale pointers; a directory whose maker or remover still lives is left alone."""
+        leftovers: list[tuple[Path, int]] = []
+        with self._locked():
+            for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+                if entry.name.startswith((MAKING, REMOVING)):
+                    try:
+                        leftovers.append((Path(entry.path), _claim(Path(entry.path), wait=False)))
+                    except (BlockingIOError, FileNotFoundError):
+                        continue  # its maker or remover is alive, or has just finished
+            for pointer in os.scandir(self.root / "by-name"):
+                record = self._read(os.readlink(pointer.path)[3:])
+                if record is None or escape(record.name) != pointer.name:
+                    os.unlink(pointer.path)
+            for identity in self._identities():
+                record = self._read(identity)
+                if record is not None and not (self.root / "by-name" / escape(record.name)).is_symlink():
+                    self._point(record.name, identity)
+        for path, claim in leftovers:
+            try:
+                self._delete(path)
+            except OSError as error:
+                LOGGER.warning("could not delete leftover %s: %s", path, error)
+            finally:
+                os.close(claim)
+
+
+def escape(name: str) -> str:
+    """Give the file name that stands for a key: itself where it is plain, else percent-escaped, hashed when long."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if not raw or len(raw) > LONGEST_NAME_BYTES or b"\0" in raw:
+        raise InvalidInput(f"a snapshot key has 1 to {LONGEST_NAME_BYTES} bytes and no NUL: {name[:80]!r}")
+    plain = "".join(chr(byte) if byte in PLAIN_BYTES or (byte == 46 and at) else f"%{byte:02x}"
+                    for at, byte in enumerate(raw))  # fmt: skip
+    return plain if len(plain) <= 200 else "%%" + hashlib.sha256(raw).hexdigest()
+
+
+def delete_tree(directory: Path) -> None:
+    """Delete a directory tree; what somebody else deletes meanwhile is no error."""
+
+    def forgive(_function: object, _path: object, info: tuple[type, BaseException, object]) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            raise info[1]
+
+    shutil.rmtree(directory, onerror=forgive)
+
+
+def _claim(directory: Path, wait: bool = True) -> int:
+    """Take the flock that says somebody is at work in a directory; the kernel drops it with the process."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,140 @@
+"""Mount what `Snapshotter.mounts` describes, and find what is mounted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pylayers._native import sysmount
+from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
+from pylayers.snapshot.snapshotter import Mount
+
+MOUNT_FLAGS = {"nosuid": sysmount.MS_NOSUID, "nodev": sysmount.MS_NODEV, "noexec": sysmount.MS_NOEXEC}
+# What a remount must repeat, as a user namespace may not clear it: statvfs bit -> mount flag.
+KEPT_FLAGS = (
+    (os.ST_NOSUID, sysmount.MS_NOSUID),
+    (os.ST_NODEV, sysmount.MS_NODEV),
+    (os.ST_NOEXEC, sysmount.MS_NOEXEC),
+)
+BUSY_TRIES = 20
+
+
+def mount(mounts: Sequence[Mount], target: Path) -> None:
+    """Mount a snapshot at an existing directory, as one private mount.
+
+    Raises PermissionDenied, DriverError (with the kernel's words); nothing stays mounted on failure.
+    """
+    done = 0
+    try:
+        for one in mounts:
+            _mount_one(one, target)
+            done += 1
+            sysmount.mount(b"", os.fsencode(target), b"", sysmount.MS_PRIVATE)
+    except OSError as error:
+        for _ in range(done):
+            sysmount.unmount(os.fsencode(target), sysmount.MNT_DETACH)
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise PermissionDenied(f"mount at {target}: {error}", hint="run as root, or use --driver vfs") from error
+        raise DriverError(f"mount at {target}: {error}") from error
+
+
+def unmount(target: Path, *, detach: bool = False) -> None:
+    """Unmount one mount; a busy one is tried again for a fifth of a second.
+
+    Raises Conflict when it stays busy. detach=True hides it at once and lets the kernel finish when the last user ends.
+    """
+    for left in range(BUSY_TRIES, -1, -1):
+        try:
+            sysmount.unmount(os.fsencode(target), sysmount.MNT_DETACH if detach else 0)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise translate_os_error(error, f"unmount {target}") from error
+            if not left:
+                raise Conflict(f"{target} is still in use and cannot be unmounted") from error
+        time.sleep(0.01)
+
+
+@contextmanager
+def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[Path]:
+    """Mount a snapshot for the length of a with block, on a directory of its own made in `directory` (default: tmp).
+
+    On the way out a mount that is still busy is detached and Conflict raised.
+    """
+    target = Path(tempfile.mkdtemp(prefix="pylayers-mount-", dir=directory))
+    try:
+        mount(mounts, target)
+        try:
+            yield target
+        finally:
+            try:
+                unmount(target)
+            except Conflict:
+                unmount(target, detach=True)
+                raise
+    finally:
+        target.rmdir()  # never rmtree: were it still mounted, that would delete the snapshot
+
+
+def mount_points_below(directory: Path) -> list[Path]:
+    """List this mount namespace's mount points at or below a directory, deepest first."""
+    top = os.path.realpath(directory)
+    points = [_unescape(line.split(" ")[4]) for line in _mount_table().splitlines()]
+    found = [point for point in points if point == top or point.startswith(top.rstrip("/") + "/")]
+    return [Path(point) for point in reversed(found)]
+
+
+def is_mounted_from(identity: str) -> bool:
+    """Tell whether any mount here names a snapshot's id: as bind source, overlay upper or mount point."""
+    return identity in _mount_table()
+
+
+def _mount_one(one: Mount, target: Path) -> None:
+    place = os.fsencode(target)
+    if one.type == "bind":
+        flags = sysmount.MS_BIND
+        sysmount.mount(os.fsencode(one.source), place, b"", flags)
+        extra = _flags(one.options) | (sysmount.MS_RDONLY if one.readonly else 0)
+        if extra:
+            kept = os.statvfs(target).f_flag
+            extra |= sum(flag for bit, flag in KEPT_FLAGS if kept & bit and not extra & flag)
+            try:
+                sysmount.mount(b"", place, b"", flags | sysmount.MS_REMOUNT | extra)
+            except BaseException:
+                sysmount.unmount(place, sysmount.MNT_DETACH)
+                raise
+    elif one.type == "overlay":
+        sysmount.mount_overlay(
+            [os.fsencode(lower) for lower in one.lowers],
+            os.fsencode(one.upper),
+            os.fsencode(one.work),
+            place,
+            [os.fsencode(option) for option in one.options],
+            one.readonly,
+        )
+    else:
+        raise InvalidInput(f"mount type {one.type!r} is not known")
+
+
+def _flags(options: Sequence[str]) -> int:
+    unknown = [option for option in options if option not in MOUNT_FLAGS]
+    if unknown:
+        raise InvalidInput(f"bind mount options are not known: {', '.join(unknown)}")
+    return sum({MOUNT_FLAGS[option] for option in options})
+
+
+def _mount_table() -> str:
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+
+
+def _unescape(field: str) -> str:
+    """Undo mountinfo's octal escapes."""
+    if "\\" not in field:
+        return field
+    head, *parts = field.split("\\")
+    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts)
