@@ -1,0 +1,65 @@
+"""Go's ideas of space, quoting and durations, which Dockerfiles inherit."""
+
+from __future__ import annotations
+
+import re
+
+from pylayers.errors import InvalidInput
+
+# unicode.IsSpace; str.isspace would add the separators 0x1c to 0x1f.
+SPACES = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+SPACE_SET = frozenset(SPACES)
+SPACE_RUN = re.compile(f"[{SPACES}]+")
+
+_QUOTED = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+_QUOTED |= {'"': '\\"', "\\": "\\\\"}
+_SHOWN_LENGTH = 200
+
+_UNIT_NS = {
+    "ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9,
+}  # fmt: skip
+_NUMBER = re.compile(r"([0-9]{0,400})(?:\.([0-9]{0,400}))?")
+_UNIT = re.compile(r"[^.0-9]{0,32}")
+_MAX_DURATION_NS = 2**63 - 1
+
+
+def show(text: str) -> str:
+    """Return text fit for a message: bytes that were not UTF-8 replaced, long text cut."""
+    shown = text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
+    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not shown.isascii() else shown
+
+
+def quote(text: str) -> str:
+    """Quote text as Go's %q does."""
+    return '"' + "".join(_QUOTED.get(c) or (c if c.isprintable() else f"\\u{ord(c):04x}") for c in show(text)) + '"'
+
+
+def parse_duration(text: str) -> int:
+    """Parse Go's duration grammar (`1h30m`, `1.5s`, `100ms`) into nanoseconds."""
+    sign, rest = 1, text
+    if rest[:1] in {"+", "-"}:
+        sign, rest = (-1 if rest[0] == "-" else 1), rest[1:]
+    if rest == "0":
+        return 0
+    if not rest:
+        raise InvalidInput(f"time: invalid duration {quote(text)}")
+    total, position = 0, 0
+    while position < len(rest):
+        number = _NUMBER.match(rest, position)
+        whole, fraction = (number.group(1), number.group(2) or "") if number else ("", "")
+        if number is None or not (whole or fraction):
+            raise InvalidInput(f"time: invalid duration {quote(text)}")
+        unit = _UNIT.match(rest, number.end())
+        name = unit.group() if unit else ""
+        if not name:
+            raise InvalidInput(f"time: missing unit in duration {quote(text)}")
+        if name not in _UNIT_NS:
+            raise InvalidInput(f"time: unknown unit {quote(name)} in duration {quote(text)}")
+        total += int(whole or "0") * _UNIT_NS[name] + int(fraction or "0") * _UNIT_NS[name] // 10 ** len(fraction)
+        if total > _MAX_DURATION_NS:
+            raise InvalidInput(f"time: invalid duration {quote(text)}")
+        position = number.end() + len(name)
+    return sign * total
