@@ -10,9 +10,8 @@ from pylayers.oci.document import Fields, drop_empty
 
 _PART = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _SYSTEMS = frozenset(
-    ("aix", "android", "darwin", "dragonfly", "freebsd", "illumos", "ios", "js", "linux", "netbsd", "openbsd")
-    + ("plan9", "solaris", "wasip1", "windows")
-)
+    ("aix", "android", "darwin", "dragonfly", "freebsd", "illumos", "ios", "js", "linux", "netbsd", "openbsd", "plan9")
+) | {"solaris", "wasip1", "windows"}
 # What uname and people say -> (GOARCH, variant).
 _ARCHITECTURES = {
     "x86_64": ("amd64", ""),

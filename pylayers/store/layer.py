@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylayers.store.entry import EntryTable
+from pylayers.store.entry import Buffer, EntryTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Layer:
     size_bytes: int  # of layer.tar
     tar_path: Path
     table: EntryTable
+    chunks: Buffer = b""  # packed chunk records (chunking.manifest); empty until the layer was chunked
 
     def open_tar(self) -> int:
         """Open layer.tar for reading; the caller closes the descriptor."""

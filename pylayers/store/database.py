@@ -1,0 +1,185 @@
+"""The SQLite file image/metadata.db: connection, schema, transactions. Opened on first use; sqlite3 is imported then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pylayers.errors import AlreadyExists, Conflict, IntegrityError, NoSpace, PermissionDenied, PylayersError, Unsupported
+
+if TYPE_CHECKING:
+    import sqlite3
+
+BUSY_TIMEOUT_MS = 30_000
+REBUILD_HINT = "run: pylayers system rebuild"
+
+# One tuple of statements per schema version; what is released is never changed, only added to.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE reference(name TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX reference_digest ON reference(digest)",
+        """CREATE TABLE image(digest TEXT PRIMARY KEY, config_digest TEXT NOT NULL,
+           size_bytes INTEGER NOT NULL, built_ns INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX image_config ON image(config_digest)",
+        """CREATE TABLE image_layer(image TEXT NOT NULL REFERENCES image(digest) ON DELETE CASCADE,
+           position INTEGER NOT NULL, diff_id TEXT NOT NULL, PRIMARY KEY(image, position)) WITHOUT ROWID""",
+        """CREATE TABLE chain(chain_id TEXT PRIMARY KEY,
+           parent TEXT REFERENCES chain(chain_id) DEFERRABLE INITIALLY DEFERRED,
+           diff_id TEXT NOT NULL, tree_digest BLOB) WITHOUT ROWID""",
+        "CREATE INDEX chain_parent ON chain(parent)",
+        """CREATE TABLE step(key TEXT PRIMARY KEY, partial_key TEXT NOT NULL, kind TEXT NOT NULL, diff_id TEXT,
+           chain_id TEXT, tree_digest BLOB, config_delta TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+           created_ns INTEGER NOT NULL, last_used_ns INTEGER NOT NULL, instruction TEXT NOT NULL,
+           inputs TEXT NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX step_partial ON step(partial_key)",
+        """CREATE TABLE lease(id TEXT PRIMARY KEY, purpose TEXT NOT NULL, owner TEXT NOT NULL, pid INTEGER NOT NULL,
+           created_ns INTEGER NOT NULL) WITHOUT ROWID""",
+        """CREATE TABLE lease_item(lease TEXT NOT NULL REFERENCES lease(id) ON DELETE CASCADE, kind TEXT NOT NULL,
+           name TEXT NOT NULL, PRIMARY KEY(lease, kind, name)) WITHOUT ROWID""",
+        """CREATE TABLE volume(name TEXT PRIMARY KEY, driver TEXT NOT NULL, labels TEXT NOT NULL,
+           created_ns INTEGER NOT NULL, anonymous INTEGER NOT NULL) WITHOUT ROWID""",
+        """CREATE TABLE container(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, image_digest TEXT,
+           chain_id TEXT, created_ns INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX container_image ON container(image_digest)",
+    ),
+)
+
+Rows = list[tuple[Any, ...]]
+
+
+class Database:
+    """Run statements on one connection, shared by the threads of a process under one lock.
+
+    Not to be used in a forked child. Locks are taken before a transaction begins, never within (locking.md).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mutex = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._depth = 0
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            import sqlite3
+
+            connection = sqlite3.connect(
+                self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
+            )
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA foreign_keys=ON")
+                migrate(connection, self._path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    @contextmanager
+    def _guarded(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex:
+            import sqlite3
+
+            try:
+                yield self._connect()
+            except sqlite3.Error as error:
+                raise translate_sqlite_error(error, self._path) from error
+
+    def read(self, statement: str, values: tuple[object, ...] = ()) -> Rows:
+        """Return all rows of a query."""
+        with self._guarded() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Run a transaction: all or nothing, joined to an outer one in the same thread.
+
+        durable=False skips the sync at its end: after a power loss it may be missing, but never half there.
+        """
+        with self._guarded() as connection:
+            if self._depth:
+                yield connection
+                return
+            if not durable:
+                connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                self._depth = 1
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+                finally:
+                    self._depth = 0
+            finally:
+                if not durable:
+                    connection.execute("PRAGMA synchronous=FULL")
+
+    def execute(self, statement: str, values: tuple[object, ...] = (), *, durable: bool = True) -> int:
+        """Run one statement in its own transaction and return how many rows it changed."""
+        with self.write(durable=durable) as connection:
+            return connection.execute(statement, values).rowcount
+
+    def check(self) -> list[str]:
+        """Return what SQLite's own integrity checks find wrong; empty when all is well."""
+        try:
+            found = [str(row[0]) for row in self.read("PRAGMA integrity_check") if row[0] != "ok"]
+            found += [f"foreign key: {row}" for row in self.read("PRAGMA foreign_key_check")]
+        except IntegrityError as error:
+            return [error.message]
+        return found
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        with self._mutex:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to date; refuse one that is newer."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
+        if version > len(MIGRATIONS):
+            raise Unsupported(
+                f"{path}: schema version {version}, this pylayers knows {len(MIGRATIONS)}", hint="upgrade pylayers"
+            )
+        for statements in MIGRATIONS[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def translate_sqlite_error(error: sqlite3.Error, path: Path) -> PylayersError:
+    """Turn an error of SQLite into the named error a user should see."""
+    message = f"{path}: {error}"
+    # The low byte of an extended code is the primary one.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    makers: dict[int, Callable[[], PylayersError]] = {
+        5: lambda: Conflict(f"{message} (another process holds the database)"),  # SQLITE_BUSY
+        6: lambda: Conflict(message),  # SQLITE_LOCKED
+        8: lambda: PermissionDenied(message),  # SQLITE_READONLY
+        11: lambda: IntegrityError(message, hint=REBUILD_HINT),  # SQLITE_CORRUPT
+        13: lambda: NoSpace(message, hint="free space with: pylayers system prune"),  # SQLITE_FULL
+        14: lambda: PermissionDenied(message),  # SQLITE_CANTOPEN
+        19: lambda: AlreadyExists(message),  # SQLITE_CONSTRAINT
+        26: lambda: IntegrityError(message, hint=REBUILD_HINT),  # SQLITE_NOTADB
+    }
+    return makers.get(code, lambda: PylayersError(message))()

@@ -1,0 +1,241 @@
+"""Layers: image/layers/sha256/<hex of diff_id>/{layer.tar,layer.idx}, made whole in tmp/ and renamed into place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pylayers.errors import IntegrityError, InvalidInput, NotFound
+from pylayers.oci.digest import digest_from_hex, digest_hex, is_digest
+from pylayers.store.blob import Admit
+from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
+from pylayers.store.file import fresh_name, remove_tree, sync_directory, translates, translating
+from pylayers.store.index import CHECK_HINT, CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
+from pylayers.store.layer import Layer
+
+if TYPE_CHECKING:
+    from pylayers.store.lease import Lease
+    from pylayers.store.workspace import Workspace
+
+TAR_NAME = "layer.tar"
+INDEX_NAME = "layer.idx"
+# Below this the disk is done before a thread would have started.
+_OVERLAP_BYTES = 1 << 20
+
+
+class LayerWriter:
+    """Take one layer: write layer.tar through `fd`, then commit. Leaving the context without it drops everything."""
+
+    def __init__(self, store: LayerStore, scratch: Path, lease: Lease | None) -> None:
+        self._store = store
+        self._lease = lease
+        self.scratch = scratch
+        scratch.mkdir(mode=0o700)
+        # An empty read-write file on the store's file system; the writer closes it.
+        self.fd = os.open(scratch / TAR_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def commit(
+        self, records: Buffer, heap: Buffer, size_bytes: int, diff_id: str, *, chunks: Buffer = b""
+    ) -> Layer:
+        """Write layer.idx, make both files durable and the layer visible; an equal layer that is there wins.
+
+        diff_id is believed: it was computed while the tar was written (LayerStore.verify hashes again). Raises
+        IntegrityError when the file's size isn't size_bytes, NoSpace with nothing left behind.
+        """
+        if self.fd < 0:
+            raise InvalidInput("a layer can be committed once")
+        diff_hex = digest_hex(diff_id)
+        if len(records) % ENTRY_SIZE_BYTES or len(chunks) % CHUNK_SIZE_BYTES:
+            raise InvalidInput("a layer's records or chunks end inside a record")
+        with translating("store a layer"):
+            found = os.fstat(self.fd).st_size
+            if found != size_bytes:
+                raise IntegrityError(f"layer {diff_id}: {found} bytes were written instead of {size_bytes}")
+            with _Syncing(self.fd, size_bytes):
+                _write_synced_index(self.scratch / INDEX_NAME, records, heap, chunks, size_bytes, diff_hex)
+            sync_directory(self.scratch)
+            layer = self._store._adopt(self.scratch, diff_id, self._lease)
+        self.drop()
+        return layer
+
+    def drop(self) -> None:
+        """Forget what was written; harmless after commit."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            remove_tree(self.scratch)
+
+    def __enter__(self) -> LayerWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.drop()
+
+
+class _Syncing:
+    """Sync a descriptor while the block runs; leaving the block waits, and raises what fsync raised."""
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._sync) if size_bytes >= _OVERLAP_BYTES else None
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._error = error
+
+    def __enter__(self) -> None:
+        if self._thread is None:
+            self._sync()
+        else:
+            self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if error is None and self._error is not None:
+            raise self._error
+
+
+def _write_synced_index(
+    path: Path, records: Buffer, heap: Buffer, chunks: Buffer, size_bytes: int, diff_hex: str
+) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_index(descriptor, records, heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LayerStore:
+    """Keep layers under their diff_ids. A stored layer never changes."""
+
+    def __init__(self, directory: Path, workspace: Workspace, admit: Admit) -> None:
+        self._directory = directory
+        self._workspace = workspace
+        self._admit = admit
+
+    def path(self, diff_id: str) -> Path:
+        """Return a layer's directory, whether it exists or not."""
+        return self._directory / digest_hex(diff_id)
+
+    def exists(self, diff_id: str) -> bool:
+        """Tell whether a layer is stored. To rely on it, have a lease hold the layer first."""
+        return (self.path(diff_id) / INDEX_NAME).is_file()
+
+    @translates("store a layer")
+    def ingest(self, *, lease: Lease | None = None) -> LayerWriter:
+        """Begin a layer. On commit `lease`, or each open lease of the Store, holds it."""
+        return LayerWriter(self, self._workspace.path("layer"), lease)
+
+    @translates("open a layer")
+    def open(self, diff_id: str) -> Layer:
+        """Open a layer without reading it through. Raises NotFound, IntegrityError when its files contradict each other."""
+        directory = self.path(diff_id)
+        try:
+            index = open_index(directory / INDEX_NAME)
+            size_bytes = (directory / TAR_NAME).stat().st_size
+        except FileNotFoundError as error:
+            if directory.is_dir():
+                raise IntegrityError(f"layer {diff_id}: {error.filename} is missing", hint=CHECK_HINT) from None
+            raise NotFound(f"layer {diff_id} is not stored") from None
+        self._compare(diff_id, index, size_bytes)
+        return Layer(diff_id, size_bytes, directory / TAR_NAME, index.table, index.chunks)
+
+    def _compare(self, diff_id: str, index: LayerIndex, size_bytes: int) -> None:
+        if digest_from_hex(index.diff_hex) != diff_id:
+            raise IntegrityError(f"layer {diff_id}: its index is of sha256:{index.diff_hex}", hint=CHECK_HINT)
+        if index.size_bytes != size_bytes:
+            raise IntegrityError(
+                f"layer {diff_id}: layer.tar has {size_bytes} bytes, its index says {index.size_bytes}", hint=CHECK_HINT
+            )
+
+    def verify(self, diff_id: str) -> None:
+        """Read the whole layer: hash the tar, compare the index's checksum and check its rows. Raises IntegrityError."""
+        self.verify_tar(diff_id)
+        self.verify_index(diff_id)
+
+    @translates("verify a layer")
+    def verify_tar(self, diff_id: str) -> None:
+        """Hash layer.tar and compare it with the diff_id. Raises IntegrityError, NotFound."""
+        try:
+            with (self.path(diff_id) / TAR_NAME).open("rb") as tar:
+                found = f"sha256:{hashlib.file_digest(tar, 'sha256').hexdigest()}"
+        except FileNotFoundError:
+            raise NotFound(f"layer {diff_id} is not stored") from None
+        if found != diff_id:
+            raise IntegrityError(f"layer {diff_id}: layer.tar's digest is {found}", hint=CHECK_HINT)
+
+    @translates("verify a layer")
+    def verify_index(self, diff_id: str) -> None:
+        """Compare the index with its checksum and with the tar's size, and check every row. Raises IntegrityError."""
+        layer = self.open(diff_id)
+        path = layer.tar_path.with_name(INDEX_NAME)
+        open_index(path).verify(path)
+        wrong = check_rows(layer.table)
+        if wrong is not None:
+            raise IntegrityError(f"{path}: {wrong}", hint=CHECK_HINT)
+
+    @translates("write a layer's index")
+    def replace_index(self, diff_id: str, table: EntryTable, chunks: Buffer) -> Layer:
+        """Write a layer's index anew (chunks added, or a repair); who has the old one open keeps it."""
+        directory = self.path(diff_id)
+        # Named like an atomic write's own file: if it is left behind, check removes it.
+        beside = directory / fresh_name(f".{INDEX_NAME}")
+        try:
+            size_bytes = (directory / TAR_NAME).stat().st_size
+            _write_synced_index(beside, table.records, table.heap, chunks, size_bytes, digest_hex(diff_id))
+            os.rename(beside, directory / INDEX_NAME)
+        except FileNotFoundError:
+            raise NotFound(f"layer {diff_id} is not stored") from None
+        finally:
+            beside.unlink(missing_ok=True)
+        sync_directory(directory)
+        return self.open(diff_id)
+
+    @translates("delete a layer")
+    def delete(self, diff_id: str) -> None:
+        """Remove a layer at once. Raises NotFound. The caller knows that nothing needs it; see Store.collect."""
+        directory = self.path(diff_id)
+        if not directory.is_dir():
+            raise NotFound(f"layer {diff_id} is not stored")
+        self._workspace.discard(directory)
+        sync_directory(self._directory)
+
+    def walk(self) -> Iterator[str]:
+        """Yield the diff_id of every layer directory, sorted; a damaged layer's too."""
+        for name in sorted(os.listdir(self._directory)):
+            if is_digest(f"sha256:{name}"):
+                yield f"sha256:{name}"
+
+    def _adopt(self, scratch: Path, diff_id: str, lease: Lease | None) -> Layer:
+        with self._admit("layer", diff_id, lease):
+            try:
+                existing = self.open(diff_id)
+            except NotFound:
+                pass
+            except IntegrityError:
+                self._workspace.discard(self.path(diff_id))
+            else:
+                sync_directory(self._directory)  # its writer may be about to do so; we promise it now
+                return existing
+            try:
+                os.rename(scratch, self.path(diff_id))
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise  # otherwise another process was first, and equal
+            sync_directory(self._directory)
+            return self.open(diff_id)

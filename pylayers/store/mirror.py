@@ -1,0 +1,67 @@
+"""Mirrors: one small JSON file per row of what cannot be computed again, so that a lost database can be rebuilt.
+
+The database is the truth while it exists: the file is written first, the database's commit decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pylayers.errors import InvalidInput
+from pylayers.oci.document import DOCUMENT_LIMIT_BYTES, Fields, decode, encode
+from pylayers.store.file import remove_file, translates, write_file
+
+_SUFFIX = ".json"
+
+
+class Mirror:
+    """Keep rows as files, named by the sha256 of their key (a key may be longer than a file name)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, key: str) -> Path:
+        """Return where a row's file lies."""
+        return self.directory / (hashlib.sha256(key.encode()).hexdigest() + _SUFFIX)
+
+    @translates("write a record")
+    def write(self, key: str, row: Mapping[str, object]) -> None:
+        """Write a row's file, durably; an equal one is left alone."""
+        content = encode(dict(row))
+        path = self.path(key)
+        try:
+            if path.read_bytes() == content:
+                return
+        except FileNotFoundError:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(path, content)
+
+    @translates("remove a record")
+    def remove(self, key: str) -> None:
+        """Remove a row's file, durably."""
+        remove_file(self.path(key))
+
+    def walk(self) -> Iterator[tuple[Path, Fields | None]]:
+        """Yield every file with its fields; None for one that cannot be read as a row."""
+        try:
+            names = sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if not name.endswith(_SUFFIX) or name.startswith("."):
+                continue
+            path = self.directory / name
+            try:
+                if path.stat().st_size > DOCUMENT_LIMIT_BYTES:
+                    raise InvalidInput(f"{path}: too large for a record")
+                fields: dict[str, Any] = decode(path.read_bytes(), str(path))
+            except FileNotFoundError:
+                continue
+            except InvalidInput:
+                yield path, None
+                continue
+            yield path, Fields(fields, str(path))

@@ -1,0 +1,106 @@
+"""The build cache's relation: what each step made, under its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pylayers.store.database import Database
+
+# A step's last use is written at most this often, so that a rebuild with nothing changed writes nothing.
+TOUCH_AFTER_NS = 3600 * 10**9
+
+_COLUMNS = (
+    "key, partial_key, kind, diff_id, chain_id, tree_digest, config_delta, size_bytes, created_ns, last_used_ns,"
+    " instruction, inputs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """Describe a cached step. `diff_id` is None for a step that made no layer."""
+
+    key: str  # hex
+    partial_key: str  # hex; of the step without the content of its inputs
+    kind: str
+    diff_id: str | None = None
+    chain_id: str | None = None  # after the step; None while there is no layer at all
+    tree_digest: bytes | None = None
+    config_delta: Mapping[str, Any] = field(default_factory=dict)
+    size_bytes: int = 0
+    created_ns: int = 0
+    last_used_ns: int = 0
+    instruction: str = ""
+    inputs: Any = field(default_factory=dict)  # any JSON value
+
+
+class Steps:
+    """Keep cached steps. Losing the latest after a power loss only costs a step again, so writes aren't synced."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, record: StepRecord) -> None:
+        """Add or replace a step."""
+        from pylayers.oci.document import encode
+
+        self._database.execute(
+            f"INSERT OR REPLACE INTO step({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (
+                record.key,
+                record.partial_key,
+                record.kind,
+                record.diff_id,
+                record.chain_id,
+                record.tree_digest,
+                encode(dict(record.config_delta)).decode(),
+                record.size_bytes,
+                record.created_ns,
+                record.last_used_ns,
+                record.instruction,
+                encode(record.inputs).decode(),
+            ),
+            durable=False,
+        )
+
+    def _load(self, where: str, values: tuple[object, ...] = ()) -> list[StepRecord]:
+        import json
+
+        rows = self._database.read(f"SELECT {_COLUMNS} FROM step {where}", values)  # noqa: S608
+        return [StepRecord(*row[:6], json.loads(row[6]), *row[7:11], json.loads(row[11])) for row in rows]
+
+    def get(self, key: str) -> StepRecord | None:
+        """Return a step; its last use is not noted, see touch."""
+        found = self._load("WHERE key=?", (key,))
+        return found[0] if found else None
+
+    def candidates(self, partial_key: str) -> list[StepRecord]:
+        """Return the steps that differ from a key in their inputs' content only, latest use first."""
+        return self._load("WHERE partial_key=? ORDER BY last_used_ns DESC, key", (partial_key,))
+
+    def touch(self, keys: Sequence[str], now_ns: int) -> int:
+        """Note that steps were used, if their noted use is over an hour old; return how many were written."""
+        stale = [
+            (now_ns, key)
+            for key in keys
+            if self._database.read(
+                "SELECT 1 FROM step WHERE key=? AND last_used_ns<?", (key, now_ns - TOUCH_AFTER_NS)
+            )
+        ]
+        if stale:
+            with self._database.write(durable=False) as connection:
+                connection.executemany("UPDATE step SET last_used_ns=? WHERE key=?", stale)
+        return len(stale)
+
+    def delete(self, key: str) -> bool:
+        """Forget a step; its layer goes at the next collect. False when there was none."""
+        return self._database.execute("DELETE FROM step WHERE key=?", (key,), durable=False) > 0
+
+    def clear(self) -> int:
+        """Forget every step; return how many."""
+        return self._database.execute("DELETE FROM step", durable=False)
+
+    def walk(self) -> Iterator[StepRecord]:
+        """Yield every step, latest use first."""
+        yield from self._load("ORDER BY last_used_ns DESC, key")

@@ -1,0 +1,233 @@
+"""The store: opens the data root, hands out its parts, and keeps what is in use from being collected."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pylayers.errors import Conflict, InvalidInput, Unsupported
+from pylayers.store.blob import BlobStore
+from pylayers.store.file import translates, translating, write_file
+from pylayers.store.layerstore import LayerStore
+from pylayers.store.lease import Lease
+from pylayers.store.lock import Lock
+from pylayers.store.metadata import Metadata
+from pylayers.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pylayers.store.check import Problem
+    from pylayers.store.collect import Collected
+    from pylayers.store.statcache import StatCache
+
+ROOT_VERSION = 1
+ROOT_MODE = 0o711
+# docker's folders and modes; storage drivers make their own beside them.
+FOLDERS = {
+    "buildkit": 0o711,
+    "containers": 0o710,
+    "image": 0o700,
+    "network": 0o750,
+    "plugins": 0o700,
+    "runtimes": 0o700,
+    "swarm": 0o700,
+    "tmp": 0o700,
+    "trust": 0o700,
+    "volumes": 0o701,
+}
+_VERSION_FILE = "version"
+_IMAGE_FOLDERS = ("blobs/sha256", "layers/sha256")
+
+
+class Store:
+    """Hold a data root open. Many processes may have one root open; see docs/internals/locking.md.
+
+    Threads may share a Store; a forked child must open its own.
+    """
+
+    def __init__(self, root: Path, lock: Lock) -> None:
+        image = root / "image"
+        self.root = root
+        self._lock = lock
+        self._workspace = Workspace(root / "tmp")
+        self._leases: list[Lease] = []
+        self._mutex = threading.Lock()
+        self.blobs = BlobStore(image / "blobs" / "sha256", self._workspace, self._admit)
+        self.layers = LayerStore(image / "layers" / "sha256", self._workspace, self._admit)
+        self.metadata = Metadata(image, self._workspace)
+
+    @classmethod
+    @translates("open the data root")
+    def open(cls, root: Path) -> Store:
+        """Open a data root, making it when missing, and drop what crashed processes left half-made.
+
+        Raises InvalidInput for a directory that holds something else, Unsupported for a root of a newer pylayers
+        (neither is touched), Conflict while the root is being rebuilt, PermissionDenied.
+        """
+        root = Path(os.path.abspath(root))
+        if not check_version(root):
+            make_root(root)
+        try:
+            lock = Lock(root / "image" / "store.lock", exclusive=False, wait=False)
+        except BlockingIOError:
+            raise Conflict(f"{root}: the store is being rebuilt by another process") from None
+        try:
+            store = cls(root, lock)
+            store._workspace.sweep()
+        except BaseException:
+            lock.close()
+            raise
+        return store
+
+    @translates("make a folder of the data root")
+    def directory(self, name: str) -> Path:
+        """Return a top folder of the root, made on first use. Drivers name their own."""
+        if not name or "/" in name or name.startswith("."):
+            raise InvalidInput(f"{name!r} is not the name of a folder of the data root")
+        path = self.root / name
+        if not path.is_dir():
+            path.mkdir(mode=FOLDERS.get(name, 0o710), exist_ok=True)
+        return path
+
+    @property
+    def stat_cache(self) -> StatCache:
+        """Return the cache of walked build contexts."""
+        from pylayers.store.statcache import StatCache
+
+        return StatCache(self.root / "buildkit" / "stat")
+
+    @translates("make a scratch path")
+    def scratch(self, prefix: str) -> Path:
+        """Return a path in tmp/ that doesn't exist yet; what is there when the process ends is removed."""
+        return self._workspace.path(prefix)
+
+    @translates("take a lease")
+    def lease(self, purpose: str) -> Lease:
+        """Begin a lease. What this Store commits while it is open is held by it (or by the one named at ingest)."""
+        lease = Lease(self.metadata.leases, purpose, self._collect_lock, self._forget)
+        with self._mutex:
+            self._leases.append(lease)
+        return lease
+
+    def _forget(self, lease: Lease) -> None:
+        with self._mutex:
+            self._leases.remove(lease)
+
+    def _collect_lock(self, *, exclusive: bool = False) -> Lock:
+        return Lock(self.root / "image" / "collect.lock", exclusive=exclusive)
+
+    @contextmanager
+    def _admit(self, kind: str, name: str, lease: Lease | None) -> Iterator[None]:
+        """Keep collect out while the block makes a thing visible and leases hold it."""
+        with self._collect_lock():
+            yield
+            with self._mutex:
+                leases = list(self._leases) if lease is None else [lease]
+            for each in leases:
+                each.note(kind, name)
+
+    @translates("collect")
+    def collect(self, *, dry_run: bool = False, keep_cache: bool = True) -> Collected:
+        """Delete what no image, container, cached step or live lease needs; keep_cache=False forgets the steps first.
+
+        Running builds and pulls go on; their commits wait for the moment that this takes. The caller removes the
+        snapshots of the chains that are returned.
+        """
+        from pylayers.store.collect import collect
+
+        with self._collect_lock(exclusive=True):
+            return collect(self, dry_run=dry_run, keep_cache=keep_cache)
+
+    @translates("check the store")
+    def check(self, *, repair: bool = False) -> list[Problem]:
+        """Read everything and compare; repair=True mends or removes what is damaged, and waits for commits to do so."""
+        from pylayers.store.check import check
+
+        with self._collect_lock(exclusive=repair):
+            return check(self, repair=repair)
+
+    @translates("rebuild the database")
+    def rebuild(self) -> None:
+        """Make the database again from the files. The build cache's steps are lost; their layers go at a collect.
+
+        Raises Conflict while another process, or another Store of this one, has the root open.
+        """
+        from pylayers.store.check import rebuild
+
+        with self._mutex:
+            if self._leases:
+                raise Conflict("the store cannot be rebuilt while this process holds a lease")
+        if not self._lock.try_upgrade():
+            raise Conflict(f"{self.root}: another process uses the store", hint="end it, then rebuild again")
+        try:
+            rebuild(self)
+        finally:
+            self._lock.downgrade()
+
+    def close(self) -> None:
+        """End the Store's leases, drop its half-made ingests and release its locks."""
+        with translating("close the store"):
+            with self._mutex:
+                leases = list(self._leases)
+            for lease in leases:
+                lease.close()
+            self.metadata.close()
+            self._workspace.close()
+            self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_version(root: Path) -> bool:
+    """Tell whether root is a data root; raises Unsupported for a newer one, InvalidInput for another's directory."""
+    path = root / "image" / _VERSION_FILE
+    try:
+        text = path.read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        text = ""
+    if text:
+        if not text.isdecimal():
+            raise InvalidInput(f"{path}: {text[:40]!r} is not a version")
+        if int(text) > ROOT_VERSION:
+            raise Unsupported(
+                f"{root}: made by a newer pylayers (data root version {text}, this one knows {ROOT_VERSION})",
+                hint="upgrade pylayers, or choose another root with --root",
+            )
+        return True
+    try:
+        strangers = sorted(set(os.listdir(root)) - set(FOLDERS) - {"lost+found"})
+        if (root / "image").is_dir():
+            known = {name.split("/")[0] for name in _IMAGE_FOLDERS} | {_VERSION_FILE}
+            left = [name for name in os.listdir(root / "image") if not name.startswith(".")]
+            strangers += [f"image/{name}" for name in sorted(set(left) - known)]
+    except FileNotFoundError:
+        return False
+    if strangers:
+        raise InvalidInput(
+            f"{root}: not a pylayers data root, and it holds {strangers[0]!r}",
+            hint="choose an empty or new directory with --root",
+        )
+    return False
+
+
+def make_root(root: Path) -> None:
+    """Make an empty data root; the version file comes last, so that an interrupted start is simply repeated."""
+    root.mkdir(mode=ROOT_MODE, parents=True, exist_ok=True)
+    os.chmod(root, ROOT_MODE)
+    for name, mode in FOLDERS.items():
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        os.chmod(folder, mode)
+    for name in _IMAGE_FOLDERS:
+        (root / "image" / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(root / "image" / _VERSION_FILE, f"{ROOT_VERSION}\n".encode())

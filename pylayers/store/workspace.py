@@ -1,0 +1,104 @@
+"""Scratch directories below tmp/: one per open Store, held by a flock that dies with its process.
+
+Half-made ingests live here. Whoever opens the store next removes the scratch directories whose lock is free.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from pylayers.store.file import fresh_name, remove_tree
+from pylayers.store.lock import Lock
+
+_OWNER_LOCK = "owner.lock"
+_SWEEP_LOCK = "sweep.lock"
+_PREFIX = "work"
+_GONE = "gone"
+
+
+class Workspace:
+    """Give out scratch paths on the root's file system. The directory is made on first use."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._mutex = threading.Lock()
+        self._owned: tuple[Path, Lock] | None = None
+
+    def path(self, prefix: str) -> Path:
+        """Return a path that doesn't exist yet, in this process's scratch directory."""
+        with self._mutex:
+            if self._owned is None:
+                self._owned = self._claim()
+            return self._owned[0] / fresh_name(prefix)
+
+    def _claim(self) -> tuple[Path, Lock]:
+        own = self._directory / fresh_name(_PREFIX)
+        # Under the sweep lock no other process can take the directory for an orphan before its own lock is held.
+        with Lock(self._directory / _SWEEP_LOCK, exclusive=True):
+            own.mkdir(mode=0o700)
+            return own, Lock(own / _OWNER_LOCK, exclusive=True)
+
+    def discard(self, path: Path) -> None:
+        """Remove what is visible elsewhere: move it here first, so that it vanishes at once, then delete it."""
+        trash = self.path("trash")
+        try:
+            os.rename(path, trash)
+        except FileNotFoundError:
+            return
+        remove_tree(trash)
+
+    def owner(self) -> str:
+        """Return the name of this process's scratch directory; its lock tells other processes that we live."""
+        return self.path("").parent.name
+
+    def lives(self, owner: str) -> bool:
+        """Tell whether the process that owns a scratch directory is still there, in whatever PID namespace."""
+        try:
+            Lock(self._directory / owner / _OWNER_LOCK, exclusive=False, wait=False, create=False).close()
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return False
+
+    def close(self) -> None:
+        """Remove this process's scratch directory."""
+        with self._mutex:
+            if self._owned is None:
+                return
+            own, lock = self._owned
+            self._owned = None
+            with Lock(self._directory / _SWEEP_LOCK, exclusive=True):
+                gone = self._retire(own)
+            lock.close()
+        remove_tree(gone)
+
+    def _retire(self, path: Path) -> Path:
+        gone = self._directory / fresh_name(_GONE)
+        os.rename(path, gone)
+        return gone
+
+    def sweep(self) -> int:
+        """Remove the scratch directories of processes that are gone; return how many. Safe to interrupt and repeat.
+
+        A directory changes its name only under the sweep lock, and is deleted only under its second name.
+        """
+        names = os.listdir(self._directory)
+        gone = [self._directory / name for name in names if name.startswith(f"{_GONE}-")]
+        if any(name.startswith(f"{_PREFIX}-") for name in names):
+            with Lock(self._directory / _SWEEP_LOCK, exclusive=True):
+                for name in names:
+                    if name.startswith(f"{_PREFIX}-"):
+                        gone += self._take_orphan(self._directory / name)
+        for path in gone:
+            remove_tree(path)
+        return len(gone)
+
+    def _take_orphan(self, path: Path) -> list[Path]:
+        try:
+            with Lock(path / _OWNER_LOCK, exclusive=True, wait=False):
+                return [self._retire(path)]
+        except (BlockingIOError, FileNotFoundError):
+            return []  # its owner lives, or has just closed
