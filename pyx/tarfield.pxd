@@ -118,14 +118,14 @@ cdef inline int parse_time(const uint8_t* text, size_t length, int64_t* nanoseco
         return -1
     point = memchr(text, 46, length)
     whole = length if point == NULL else <size_t> (<const uint8_t*> point - text)
-    if parse_decimal(text, whole, &seconds) < 0 or seconds > 9_223_372_035:
+    if parse_decimal(text, whole, &seconds) < 0 or seconds > 9223372035LL:
         return -1
     for at in range(whole + 1, length):
         if not 48 <= text[at] <= 57:
             return -1
         fraction += unit * (text[at] - 48)
         unit //= 10
-    nanoseconds[0] = seconds * 1_000_000_000 + fraction
+    nanoseconds[0] = seconds * 1000000000 + fraction
     if negative:
         nanoseconds[0] = -nanoseconds[0]
     return 0
