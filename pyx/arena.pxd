@@ -21,7 +21,7 @@ cdef inline void* arena_take(arena_t* arena, size_t size) noexcept nogil:
     cdef void* taken
     if size > <size_t>1 << 48:
         return NULL
-    size = (size + 7) & ~<size_t>7
+    size = (size + 7) & ~<size_t>7 if size else 8
     if size > arena.left:
         capacity = ARENA_CHUNK_BYTES if size <= ARENA_CHUNK_BYTES // 4 else size + sizeof(chunk_t)
         chunk = <chunk_t*>malloc(capacity)
