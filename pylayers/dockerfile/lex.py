@@ -16,6 +16,7 @@ from pylayers.errors import InvalidInput, SourceSpan
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_LINE_BYTES = 65535  # BuildKit's
 MAX_INSTRUCTIONS = 100_000
+MAX_COMMENTS = 50  # kept per instruction: those nearest to it
 DIRECTIVES = ("syntax", "escape", "check")
 
 _DIRECTIVE = re.compile(r"#[\t\n\f\r ]*([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*")
@@ -171,10 +172,12 @@ class _Reader:
             self.comments.clear()
             return
         if is_comment:
-            self.comments.append(line[1:].strip(SPACES))
+            comment = line[1:].strip(SPACES)
+            self.comments = [*self.comments, comment][-MAX_COMMENTS:] if comment else []
             return
         line, ended = self._trim_continuation(line)
         if ended and not line:
+            self.comments.clear()  # a blank line parts a comment from what follows
             return
         pieces = [line]
         has_empty = False

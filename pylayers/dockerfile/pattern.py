@@ -115,7 +115,7 @@ def replace(pattern: str, value: str, replacement: str, *, every: bool, limit: i
 
 
 def _skip_failed(tokens: list[int], value: str, position: int) -> int:
-    """Return the next start worth trying; where the part before the first `*` fits here, the rest of the line fails too."""
+    """Return the next start worth trying; where the part before the first `*` fits, the rest of the line fails too."""
     head = tokens[: tokens.index(STAR)]
     if ord("\n") not in head and compile_tokens(head, longest=False).match(value, position):
         newline = value.find("\n", position)
