@@ -80,7 +80,7 @@ class BlobWriter:
         self.size_bytes = 0
 
     def write(self, content: bytes | bytearray | memoryview) -> int:
-        """Append bytes. Raises IntegrityError as soon as there are more than announced, NoSpace when the disk is full."""
+        """Append bytes. Raises IntegrityError beyond the size announced, NoSpace when the disk is full."""
         if self._descriptor < 0:
             raise InvalidInput("write to a blob that was committed or dropped")
         length = len(content)
@@ -170,7 +170,7 @@ class BlobStore:
     def ingest(
         self, expected_digest: str | None = None, size_bytes: int | None = None, *, lease: Lease | None = None
     ) -> BlobWriter:
-        """Begin a blob; None means not known beforehand. On commit `lease`, or each open lease of the Store, holds it."""
+        """Begin a blob; None is not known yet. On commit `lease`, or each open lease of the Store, holds it."""
         if expected_digest is not None:
             check_digest(expected_digest, "expected_digest")
         return BlobWriter(self, self._workspace.path("blob"), expected_digest, size_bytes, lease)

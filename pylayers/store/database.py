@@ -1,4 +1,4 @@
-"""The SQLite file image/metadata.db: connection, schema, transactions. Opened on first use; sqlite3 is imported then."""
+"""The SQLite file image/metadata.db: connection, schema, transactions. The first use opens it (and imports sqlite3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pylayers.errors import AlreadyExists, Conflict, IntegrityError, NoSpace, PermissionDenied, PylayersError, Unsupported
+from pylayers.errors import (
+    AlreadyExists,
+    Conflict,
+    IntegrityError,
+    NoSpace,
+    PermissionDenied,
+    PylayersError,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -56,8 +64,10 @@ class Database:
     Not to be used in a forked child. Locks are taken before a transaction begins, never within (locking.md).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, expected: Callable[[], bool] | None = None) -> None:
+        """Name the file. It is made when missing, unless `expected` says that there must have been one."""
         self._path = path
+        self._expected = expected
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._depth = 0
@@ -66,6 +76,8 @@ class Database:
         if self._connection is None:
             import sqlite3
 
+            if self._expected is not None and not self._path.exists() and self._expected():
+                raise IntegrityError(f"{self._path} is missing, though there are images", hint=REBUILD_HINT)
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
             )

@@ -6,8 +6,9 @@ NumPy is imported only by `EntryTable.array`; everything on the unchanged-rebuil
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,8 @@ def decode_xattrs(encoded: Buffer) -> dict[bytes, bytes]:
     while at < len(encoded):
         name_length, value_length = struct.unpack_from("<HI", encoded, at)
         at += 6
-        found[bytes(encoded[at : at + name_length])] = bytes(encoded[at + name_length : at + name_length + value_length])
+        name = bytes(encoded[at : at + name_length])
+        found[name] = bytes(encoded[at + name_length : at + name_length + value_length])
         at += name_length + value_length
     return found
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pylayers.errors import AlreadyExists, InvalidInput, NotFound
+from pylayers.errors import AlreadyExists, Conflict, NotFound
 from pylayers.store.database import Database
 from pylayers.store.mirror import Mirror
 
@@ -42,6 +42,13 @@ class Volumes:
 
     def add(self, record: VolumeRecord) -> None:
         """Add a volume; durable on return. Raises AlreadyExists."""
+        with self._database.write():
+            if self.get(record.name) is not None:
+                raise AlreadyExists(f"volume {record.name!r} already exists")
+            self.save(record)
+
+    def save(self, record: VolumeRecord) -> None:
+        """Add or replace a volume's record."""
         from pylayers.oci.document import encode
 
         row = {
@@ -53,11 +60,9 @@ class Volumes:
         }
         labels = encode(row["labels"]).decode()
         with self._database.write() as connection:
-            if self.get(record.name) is not None:
-                raise AlreadyExists(f"volume {record.name!r} already exists")
             self.mirror.write(record.name, row)
             connection.execute(
-                "INSERT INTO volume VALUES(?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO volume VALUES(?, ?, ?, ?, ?)",
                 (record.name, record.driver, labels, record.created_ns, int(record.anonymous)),
             )
 
@@ -76,10 +81,11 @@ class Volumes:
 
     def delete(self, name: str) -> None:
         """Forget a volume; its data is the caller's to remove. Raises NotFound."""
-        if self.get(name) is None:
-            raise NotFound(f"volume {name!r} does not exist", hint="list the volumes with: pylayers volume ls")
-        self.mirror.remove(name)
-        self._database.execute("DELETE FROM volume WHERE name=?", (name,))
+        with self._database.write() as connection:
+            if self.get(name) is None:
+                raise NotFound(f"volume {name!r} does not exist", hint="list the volumes with: pylayers volume ls")
+            self.mirror.remove(name)
+            connection.execute("DELETE FROM volume WHERE name=?", (name,))
 
     def walk(self) -> Iterator[VolumeRecord]:
         """Yield every volume, sorted by name."""
@@ -95,6 +101,15 @@ class Containers:
 
     def add(self, record: ContainerRecord) -> None:
         """Add a container; durable on return. Raises AlreadyExists for its id or name."""
+        with self._database.write():
+            if self._load("WHERE id=? OR name=?", (record.id, record.name)):
+                raise AlreadyExists(
+                    f"container name {record.name!r} is taken", hint=f"remove it with: pylayers rm {record.name}"
+                )
+            self.save(record)
+
+    def save(self, record: ContainerRecord) -> None:
+        """Add or replace a container's record; the name must be free or its own."""
         row: dict[str, Any] = {
             "id": record.id,
             "name": record.name,
@@ -103,11 +118,8 @@ class Containers:
             "created_ns": record.created_ns,
         }
         with self._database.write() as connection:
-            if connection.execute("SELECT 1 FROM container WHERE id=? OR name=?", (record.id, record.name)).fetchone():
-                raise AlreadyExists(
-                    f"container name {record.name!r} is taken", hint=f"remove it with: pylayers rm {record.name}"
-                )
             self.mirror.write(record.id, row)
+            connection.execute("DELETE FROM container WHERE id=?", (record.id,))
             connection.execute("INSERT INTO container VALUES(?, ?, ?, ?, ?)", tuple(row.values()))
 
     def _load(self, where: str, values: tuple[object, ...] = ()) -> list[ContainerRecord]:
@@ -124,41 +136,32 @@ class Containers:
     def find(self, text: str) -> ContainerRecord | None:
         """Return a container by id, else by name, else by a prefix of its id, as docker does.
 
-        Raises InvalidInput when the prefix is ambiguous.
+        Raises Conflict when the prefix is ambiguous.
         """
         found = self._load("WHERE id=?", (text,)) or self._load("WHERE name=?", (text,))
         if not found and text and set(text) <= set("0123456789abcdef"):
             found = self._load("WHERE id BETWEEN ? AND ? ORDER BY id", (text, f"{text}g"))
             if len(found) > 1:
-                raise InvalidInput(f"container id {text!r} is ambiguous: {len(found)} match", hint="give more digits")
+                raise Conflict(f"container id {text!r} is ambiguous: {len(found)} match", hint="give more digits")
         return found[0] if found else None
 
     def rename(self, container_id: str, name: str) -> None:
         """Give a container another name. Raises NotFound, AlreadyExists."""
-        with self._database.write() as connection:
+        with self._database.write():
             record = self.get(container_id)
             if record is None:
                 raise NotFound(f"container {container_id} does not exist")
             if self._load("WHERE name=? AND id<>?", (name, container_id)):
                 raise AlreadyExists(f"container name {name!r} is taken", hint=f"remove it with: pylayers rm {name}")
-            self.mirror.write(
-                record.id,
-                {
-                    "id": record.id,
-                    "name": name,
-                    "image_digest": record.image_digest,
-                    "chain_id": record.chain_id,
-                    "created_ns": record.created_ns,
-                },
-            )
-            connection.execute("UPDATE container SET name=? WHERE id=?", (name, container_id))
+            self.save(replace(record, name=name))
 
     def delete(self, container_id: str) -> None:
         """Forget a container. Raises NotFound."""
-        if self.get(container_id) is None:
-            raise NotFound(f"container {container_id} does not exist", hint="list them with: pylayers ps -a")
-        self.mirror.remove(container_id)
-        self._database.execute("DELETE FROM container WHERE id=?", (container_id,))
+        with self._database.write() as connection:
+            if self.get(container_id) is None:
+                raise NotFound(f"container {container_id} does not exist", hint="list them with: pylayers ps -a")
+            self.mirror.remove(container_id)
+            connection.execute("DELETE FROM container WHERE id=?", (container_id,))
 
     def walk(self) -> Iterator[ContainerRecord]:
         """Yield every container, oldest first."""

@@ -58,7 +58,9 @@ class LayerWriter:
             if found != size_bytes:
                 raise IntegrityError(f"layer {diff_id}: {found} bytes were written instead of {size_bytes}")
             with _Syncing(self.fd, size_bytes):
-                _write_synced_index(self.scratch / INDEX_NAME, records, heap, chunks, size_bytes, diff_hex)
+                _write_synced_index(
+                    self.scratch / INDEX_NAME, records, heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex
+                )
             sync_directory(self.scratch)
             layer = self._store._adopt(self.scratch, diff_id, self._lease)
         self.drop()
@@ -110,7 +112,7 @@ class _Syncing:
 
 
 def _write_synced_index(
-    path: Path, records: Buffer, heap: Buffer, chunks: Buffer, size_bytes: int, diff_hex: str
+    path: Path, records: Buffer, heap: Buffer, chunks: Buffer, *, size_bytes: int, diff_hex: str
 ) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -143,7 +145,7 @@ class LayerStore:
 
     @translates("open a layer")
     def open(self, diff_id: str) -> Layer:
-        """Open a layer without reading it through. Raises NotFound, IntegrityError when its files contradict each other."""
+        """Open a layer without reading it through. Raises NotFound, IntegrityError when its files disagree."""
         directory = self.path(diff_id)
         try:
             index = open_index(directory / INDEX_NAME)
@@ -163,8 +165,16 @@ class LayerStore:
                 f"layer {diff_id}: layer.tar has {size_bytes} bytes, its index says {index.size_bytes}", hint=CHECK_HINT
             )
 
+    @translates("read a layer's size")
+    def size_bytes(self, diff_id: str) -> int:
+        """Return the size of a layer's tar. Raises NotFound."""
+        try:
+            return (self.path(diff_id) / TAR_NAME).stat().st_size
+        except FileNotFoundError:
+            raise NotFound(f"layer {diff_id} is not stored") from None
+
     def verify(self, diff_id: str) -> None:
-        """Read the whole layer: hash the tar, compare the index's checksum and check its rows. Raises IntegrityError."""
+        """Read the whole layer: hash the tar, check the index's checksum and rows. Raises IntegrityError."""
         self.verify_tar(diff_id)
         self.verify_index(diff_id)
 
@@ -197,7 +207,9 @@ class LayerStore:
         beside = directory / fresh_name(f".{INDEX_NAME}")
         try:
             size_bytes = (directory / TAR_NAME).stat().st_size
-            _write_synced_index(beside, table.records, table.heap, chunks, size_bytes, digest_hex(diff_id))
+            _write_synced_index(
+                beside, table.records, table.heap, chunks, size_bytes=size_bytes, diff_hex=digest_hex(diff_id)
+            )
             os.rename(beside, directory / INDEX_NAME)
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None

@@ -53,7 +53,8 @@ class Leases:
 
     def hold(self, lease_id: str, kind: str, name: str) -> None:
         """Let a lease hold a thing."""
-        self._database.execute("INSERT OR IGNORE INTO lease_item VALUES(?, ?, ?)", (lease_id, kind, name), durable=False)
+        values = (lease_id, kind, name)
+        self._database.execute("INSERT OR IGNORE INTO lease_item VALUES(?, ?, ?)", values, durable=False)
 
     def delete(self, lease_id: str) -> None:
         """End a lease."""
@@ -88,7 +89,10 @@ class Lease:
     """Keep layers, blobs and snapshots from collection until the context ends."""
 
     def __init__(
-        self, leases: Leases, purpose: str, admit: Callable[[], AbstractContextManager[object]],
+        self,
+        leases: Leases,
+        purpose: str,
+        admit: Callable[[], AbstractContextManager[object]],
         ended: Callable[[Lease], None],
     ) -> None:
         self._leases = leases

@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pylayers.errors import InvalidInput, NotFound
+from pylayers.errors import Conflict, InvalidInput, NotFound
 from pylayers.oci.chain import extend_chain
 from pylayers.oci.digest import check_digest, is_digest
 from pylayers.store.database import Database
-from pylayers.store.holder import Containers, Volumes
+from pylayers.store.holder import ContainerRecord, Containers, VolumeRecord, Volumes
 from pylayers.store.lease import Leases
 from pylayers.store.mirror import Mirror
-from pylayers.store.step import Steps
+from pylayers.store.step import StepRecord, Steps
 
 if TYPE_CHECKING:
     import sqlite3
 
     from pylayers.store.workspace import Workspace
+
+__all__ = ["ChainRecord", "ContainerRecord", "ImageRecord", "Metadata", "StepRecord", "VolumeRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,22 @@ class References:
     def set(self, name: str, digest: str) -> None:
         """Let a name stand for a manifest or index; durable on return."""
         check_digest(digest)
-        self.mirror.write(name, {"name": name, "digest": digest})
-        self._database.execute("INSERT OR REPLACE INTO reference VALUES(?, ?)", (name, digest))
+        with self._database.write() as connection:
+            self.mirror.write(name, {"name": name, "digest": digest})
+            connection.execute("INSERT OR REPLACE INTO reference VALUES(?, ?)", (name, digest))
 
     def delete(self, name: str) -> None:
         """Remove a name. Raises NotFound."""
-        if self.get(name) is None:
-            raise NotFound(f"reference {name!r} does not exist", hint="list the images with: pylayers image ls")
-        self.mirror.remove(name)
-        self._database.execute("DELETE FROM reference WHERE name=?", (name,))
+        with self._database.write() as connection:
+            if self.get(name) is None:
+                raise NotFound(f"reference {name!r} does not exist", hint="list the images with: pylayers image ls")
+            self.mirror.remove(name)
+            connection.execute("DELETE FROM reference WHERE name=?", (name,))
 
     def names(self, digest: str) -> list[str]:
         """Return the names that stand for a digest, sorted."""
-        return [row[0] for row in self._database.read("SELECT name FROM reference WHERE digest=? ORDER BY 1", (digest,))]
+        rows = self._database.read("SELECT name FROM reference WHERE digest=? ORDER BY name", (digest,))
+        return [row[0] for row in rows]
 
     def walk(self) -> Iterator[tuple[str, str]]:
         """Yield (name, digest), sorted by name."""
@@ -101,8 +106,8 @@ class Images:
             "size_bytes": record.size_bytes,
             "built_ns": record.built_ns,
         }
-        self.mirror.write(record.digest, row)
         with self._database.write() as connection:
+            self.mirror.write(record.digest, row)
             connection.execute("DELETE FROM image WHERE digest=?", (record.digest,))
             connection.execute(
                 "INSERT INTO image VALUES(?, ?, ?, ?)",
@@ -123,13 +128,13 @@ class Images:
 
     def get(self, digest: str) -> ImageRecord | None:
         """Return an image by its manifest digest."""
-        found = self._load(self._database.read(f"{_IMAGE} WHERE digest=?", (digest,)))  # noqa: S608
+        found = self._load(self._database.read(f"{_IMAGE} WHERE digest=?", (digest,)))
         return found[0] if found else None
 
     def find(self, prefix: str) -> ImageRecord | None:
         """Return the image whose manifest or config digest starts with hex digits, "sha256:" before them or not.
 
-        Raises InvalidInput when images with different configs match.
+        Raises Conflict when images with different configs match.
         """
         digits = prefix.removeprefix("sha256:")
         if not digits or not set(digits) <= set("0123456789abcdef"):
@@ -137,21 +142,22 @@ class Images:
         low, high = f"sha256:{digits}", f"sha256:{digits}g"
         found = self._load(
             self._database.read(
-                f"{_IMAGE} WHERE digest BETWEEN ?1 AND ?2 OR config_digest BETWEEN ?1 AND ?2"  # noqa: S608
+                f"{_IMAGE} WHERE digest BETWEEN ?1 AND ?2 OR config_digest BETWEEN ?1 AND ?2"
                 " ORDER BY built_ns DESC, digest",
                 (low, high),
             )
         )
         if len({record.config_digest for record in found}) > 1:
-            raise InvalidInput(f"image id {prefix!r} is ambiguous: {len(found)} images match", hint="give more digits")
+            raise Conflict(f"image id {prefix!r} is ambiguous: {len(found)} images match", hint="give more digits")
         return found[0] if found else None
 
     def delete(self, digest: str) -> None:
         """Remove an image's record (its files go at the next collect). Raises NotFound."""
-        if self.get(digest) is None:
-            raise NotFound(f"image {digest} does not exist", hint="list the images with: pylayers image ls")
-        self.mirror.remove(digest)
-        self._database.execute("DELETE FROM image WHERE digest=?", (digest,))
+        with self._database.write() as connection:
+            if self.get(digest) is None:
+                raise NotFound(f"image {digest} does not exist", hint="list the images with: pylayers image ls")
+            self.mirror.remove(digest)
+            connection.execute("DELETE FROM image WHERE digest=?", (digest,))
 
     def walk(self) -> Iterator[ImageRecord]:
         """Yield every image, newest first; those that no reference names have `dangling` set."""
@@ -234,9 +240,10 @@ class Metadata:
 
     def __init__(self, directory: Path, workspace: Workspace) -> None:
         self.path = directory / "metadata.db"
-        self.database = Database(self.path)
-        self.references = References(self.database, Mirror(directory / "refs"))
-        self.images = Images(self.database, Mirror(directory / "images"))
+        refs, images = Mirror(directory / "refs"), Mirror(directory / "images")
+        self.database = Database(self.path, expected=lambda: any(refs.walk()) or any(images.walk()))
+        self.references = References(self.database, refs)
+        self.images = Images(self.database, images)
         self.chains = Chains(self.database)
         self.steps = Steps(self.database)
         self.leases = Leases(self.database, workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,11 +43,13 @@ class Steps:
         self._database = database
 
     def put(self, record: StepRecord) -> None:
-        """Add or replace a step."""
+        """Add or replace a step; times left at zero are now."""
         from pylayers.oci.document import encode
 
+        now_ns = time.time_ns()
+
         self._database.execute(
-            f"INSERT OR REPLACE INTO step({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            f"INSERT OR REPLACE INTO step({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 record.key,
                 record.partial_key,
@@ -56,8 +59,8 @@ class Steps:
                 record.tree_digest,
                 encode(dict(record.config_delta)).decode(),
                 record.size_bytes,
-                record.created_ns,
-                record.last_used_ns,
+                record.created_ns or now_ns,
+                record.last_used_ns or now_ns,
                 record.instruction,
                 encode(record.inputs).decode(),
             ),
@@ -68,7 +71,7 @@ class Steps:
         import json
 
         rows = self._database.read(f"SELECT {_COLUMNS} FROM step {where}", values)  # noqa: S608
-        return [StepRecord(*row[:6], json.loads(row[6]), *row[7:11], json.loads(row[11])) for row in rows]
+        return [StepRecord(*(*row[:6], json.loads(row[6]), *row[7:11], json.loads(row[11]))) for row in rows]
 
     def get(self, key: str) -> StepRecord | None:
         """Return a step; its last use is not noted, see touch."""
