@@ -6,8 +6,10 @@ RUN, CMD, ENTRYPOINT, SHELL, HEALTHCHECK, MAINTAINER and ONBUILD commands come b
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Self
 
 from pylayers.dockerfile.expand import Lookup, expand_word, expand_words
@@ -316,7 +318,16 @@ class Dockerfile:
         """Return the value of a parser directive, or None."""
         return next((d.value for d in self.directives if d.name == name), None)
 
+    @cached_property
+    def _stage_indexes(self) -> dict[str, list[int]]:
+        indexes: dict[str, list[int]] = {}
+        for stage in self.stages:
+            if stage.name is not None:
+                indexes.setdefault(stage.name, []).append(stage.index)
+        return indexes
+
     def find_stage(self, name: str, before: int | None = None) -> Stage | None:
         """Return the last stage of that name (any case) before stage `before`, as FROM and COPY --from look it up."""
-        wanted = name.lower()
-        return next((s for s in reversed(self.stages[:before]) if s.name == wanted), None)
+        indexes = self._stage_indexes.get(name.lower(), [])
+        position = len(indexes) if before is None else bisect_left(indexes, before)
+        return self.stages[indexes[position - 1]] if position else None

@@ -209,9 +209,7 @@ class _Reader:
             line = self._take().rstrip("\r\n")
             if (line.lstrip("\t") if heredoc.chomp else line) == heredoc.name:
                 content = "".join(self.lines[first : self.position - 1])
-                return Heredoc(
-                    heredoc.name, content, heredoc.expand, heredoc.chomp, heredoc.descriptor, first + 1
-                )
+                return Heredoc(heredoc.name, content, heredoc.expand, heredoc.chomp, heredoc.descriptor, first + 1)
         raise InvalidInput(
             "unterminated heredoc",
             span=self.span(start),

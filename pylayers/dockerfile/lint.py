@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pylayers.dockerfile import expand
 from pylayers.dockerfile import instructions as ins
@@ -44,9 +44,7 @@ RULES: Mapping[str, str] = {
     "LegacyKeyValueFormat": '"{0} key=value" should be used instead of legacy "{0} key value" format',
     "InvalidBaseImagePlatform": "Base image {0} was pulled with platform {1}, expected {2} for current build",
     "ExposeProtoCasing": "Defined protocol '{0}' in EXPOSE instruction should be lowercase",
-    "ExposeInvalidFormat": (
-        "EXPOSE instruction should not define an IP address or host-port mapping, found '{0}'"
-    ),
+    "ExposeInvalidFormat": ("EXPOSE instruction should not define an IP address or host-port mapping, found '{0}'"),
 }
 EXPERIMENTAL = frozenset({"CopyIgnoredFile", "InvalidDefinitionDescription"})
 PLATFORM_ARGS = (
@@ -61,10 +59,10 @@ _PUBLIC = re.compile(r"(?:_|^)public(?:_|$)", re.IGNORECASE)
 _RESERVED = frozenset({"context", "scratch"})
 _ONCE = (ins.Cmd, ins.Entrypoint, ins.Healthcheck)
 _WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_REFERENCE = re.compile(
-    r"(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.\-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
-    r"[a-z0-9]+(?:[._]|__|-+)?[a-z0-9._\-/]*(?::\w[\w.\-]{0,127})?(?:@[A-Za-z][\w+.\-]*:[0-9a-fA-F]{32,})?\Z"
-)
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9.\-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?\Z")
+_PATH_PART = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*\Z")
+_TAG = re.compile(r"\w[\w.\-]{0,127}\Z", re.ASCII)
+_DIGEST = re.compile(r"[A-Za-z][A-Za-z0-9+.\-_]*:[0-9a-fA-F]{32,}\Z")
 _PLATFORM = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){0,2}\Z")
 
 
@@ -127,10 +125,19 @@ def check(
     """
     chosen = settings if settings is not None else read_settings(dockerfile.directive("check"))
     found = [*dockerfile.warnings, *_check_global(dockerfile), *_check_casing(dockerfile)]
-    environments: list[_Environment] = []
-    for stage in dockerfile.stages:
-        environments.append(_enter_stage(dockerfile, stage, environments, base_names or {}))
-        found += _check_stage(stage, environments[-1], ignore)
+    parents = [dockerfile.find_stage(stage.base.image, before=stage.index) for stage in dockerfile.stages]
+    last_child = {parent.index: stage.index for stage, parent in zip(dockerfile.stages, parents, strict=True) if parent}
+    held: dict[int, _Environment] = {}
+    for stage, parent in zip(dockerfile.stages, parents, strict=True):
+        if parent is None:
+            environment = _enter_image(stage, base_names or {})
+        elif last_child[parent.index] == stage.index:
+            environment = held.pop(parent.index)  # nobody else needs it: no copy
+        else:
+            environment = held[parent.index].copy()
+        found += _check_stage(stage, environment, ignore)
+        if stage.index in last_child:
+            held[stage.index] = environment
     kept = {warning: None for warning in found if chosen.runs(warning.rule)}
     return tuple(sorted(kept, key=lambda warning: (warning.span.line, warning.rule, warning.message)))
 
@@ -166,7 +173,7 @@ def _check_from(base: ins.From, defaults: Mapping[str, str], declared: set[str])
     if base.as_keyword and _casing(base.keyword) and _casing(base.as_keyword) != _casing(base.keyword):
         yield warn("FromAsCasing", base.span, base.as_keyword, base.keyword)
     image = _try_expand(base.image, defaults, base.escape, unmatched)
-    if image is not None and not _REFERENCE.match(image) and "$" in base.image:
+    if image is not None and not _is_reference(image) and "$" in base.image:
         yield warn("InvalidDefaultArgInFrom", base.span, base.image)
     if base.platform is not None:
         yield from _check_platform(base, base.platform, defaults, unmatched)
@@ -189,6 +196,22 @@ def _check_platform(
     # A stage named after the platform is meant to be that platform.
     if not any(part in (base.alias or "") for part in result.text.lower().split("/")[:2]):
         yield warn("FromPlatformFlagConstDisallowed", base.span, quote(result.text))
+
+
+def _is_reference(text: str) -> bool:
+    """Tell whether the text can name an image: [domain/]path[:tag][@digest]."""
+    name, at, digest = text.partition("@")
+    if at and not _DIGEST.match(digest):
+        return False
+    parts = name.split("/")
+    if len(parts) > 1 and (any(c in ".:[" or c.isupper() for c in parts[0]) or parts[0] == "localhost"):
+        if not _DOMAIN.match(parts[0]):
+            return False
+        del parts[0]
+    parts[-1], colon, tag = parts[-1].partition(":")
+    if colon and not _TAG.match(tag):
+        return False
+    return all(_PATH_PART.match(part) for part in parts)
 
 
 def _check_casing(dockerfile: ins.Dockerfile) -> Iterator[ins.Warning_]:
@@ -225,19 +248,12 @@ class _Environment:
     has_shell: bool = False
     has_workdir: bool = False
 
+    def copy(self) -> _Environment:
+        """Return an environment that may change on its own."""
+        return replace(self, values=dict(self.values), declared=set(self.declared))
 
-def _enter_stage(
-    dockerfile: ins.Dockerfile,
-    stage: ins.Stage,
-    environments: list[_Environment],
-    base_names: Mapping[int, Collection[str]],
-) -> _Environment:
-    parent = dockerfile.find_stage(stage.base.image, before=stage.index)
-    if parent is not None:
-        above = environments[parent.index]
-        return _Environment(
-            dict(above.values), set(above.declared), above.base_known, above.has_shell, above.has_workdir
-        )
+
+def _enter_image(stage: ins.Stage, base_names: Mapping[int, Collection[str]]) -> _Environment:
     names = base_names.get(stage.index)
     values = dict.fromkeys(["PATH", *(names or ())], "")
     return _Environment(values, base_known=names is not None or stage.base.image == "scratch")
@@ -293,14 +309,18 @@ def _check_expanded(
             yield warn("WorkdirRelativePath", expanded.span, quote(expanded.path))
         environment.has_workdir = True
     elif isinstance(expanded, ins.Expose):
-        for port in expanded.ports:
-            number, _, protocol = port.partition("/")
-            if ":" in number:
-                yield warn("ExposeInvalidFormat", expanded.span, port)
-            if protocol != protocol.lower():
-                yield warn("ExposeProtoCasing", expanded.span, port)
+        yield from _check_ports(expanded)
     elif isinstance(expanded, ins.Copy | ins.Add) and ignore is not None and sure:
         yield from _check_ignored(expanded, ignore)
+
+
+def _check_ports(expanded: ins.Expose) -> Iterator[ins.Warning_]:
+    for port in expanded.ports:
+        number, _, protocol = port.partition("/")
+        if ":" in number:
+            yield warn("ExposeInvalidFormat", expanded.span, port)
+        if protocol != protocol.lower():
+            yield warn("ExposeProtoCasing", expanded.span, port)
 
 
 def _check_ignored(expanded: ins.Copy | ins.Add, ignore: IgnoreRules) -> Iterator[ins.Warning_]:
@@ -320,7 +340,7 @@ def _report_unmatched(
     known = environment.values.keys() | environment.declared
     for name in sorted(unmatched - environment.declared):
         suggestion = _suggest(name, known, "$")
-        if environment.base_known or suggestion:
+        if environment.base_known or (suggestion and len(name) >= 4):
             yield warn("UndefinedVar", instruction.span, name, suggestion)
 
 
@@ -329,9 +349,7 @@ def _suggest(name: str, known: Collection[str], prefix: str) -> str:
     return "" if nearest is None else f" (did you mean {prefix}{nearest}?)"
 
 
-def _try_expand(
-    word: str, values: Mapping[str, str], escape: str, unmatched: set[str] | None = None
-) -> str | None:
+def _try_expand(word: str, values: Mapping[str, str], escape: str, unmatched: set[str] | None = None) -> str | None:
     try:
         return expand.expand_word(word, values, escape, unmatched=unmatched)
     except InvalidInput:

@@ -33,7 +33,7 @@ def find_nearest(name: str, known: Iterable[str], *, fold_case: bool = True) -> 
     if not name or len(name) > MAX_NAME_LENGTH:
         return None
     wanted = name.lower() if fold_case else name
-    limit = 1 if len(name) < 4 else 2 if len(name) < 8 else 3
+    limit = 1 if len(name) < 6 else 2 if len(name) < 9 else 3
     best: str | None = None
     for candidate in known:
         compared = candidate.lower() if fold_case else candidate
