@@ -1,3 +1,4 @@
+# cython: autotestdict=False
 """Mount-related system calls, each checked; overlayfs through the mount API of Linux 5.2 and 6.7."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport E2BIG, EINVAL, ENOSYS, EPERM, errno

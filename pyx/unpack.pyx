@@ -1,0 +1,439 @@
+# cython: autotestdict=False
+"""Create a layer's rows below a directory, straight from its table and its tar.
+
+Rows come in component order, so a directory's row precedes everything in it and one open parent serves its
+neighbours. Directories get their metadata at the end, deepest first: later entries would change their times, a
+default ACL would be inherited, a read-only mode would be in the way.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EEXIST, ENAMETOOLONG, ENOENT, ENOMEM, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset, strerror
+from posix.unistd cimport close
+
+from beneath cimport O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, open_beneath, open_name
+from cleartree cimport clear_directory, remove_entry
+from entry cimport FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
+from fileat cimport (
+    AT_SYMLINK_NOFOLLOW, O_CREAT, O_EXCL, O_WRONLY, PROC_NAME_BYTES, S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT,
+    S_IFREG, fremovexattr, fsetxattr, fstat, fstatat, ftruncate, futimens, lgetxattr, linkat, makedev, mkdirat,
+    mknodat, name_in_proc, openat_mode, stat_t, symlinkat, timespec,
+)
+from layercheck cimport check_table, table_t
+from restore cimport XATTR_NAMES_BYTES, drop_xattrs, finish_named, finish_open, restore_t
+from spancopy cimport copier_t, copy_span, read_all, write_all
+
+WHITEOUT_APPLY = 0
+WHITEOUT_OVERLAY = 1
+WHITEOUT_USERXATTR = 2
+NO_OWNER = 1
+NO_DEVICES = 2
+
+cdef enum:
+    MODE_APPLY = 0
+    MODE_OVERLAY = 1
+    MODE_USERXATTR = 2
+    SKIP_OWNER = 1
+    SKIP_DEVICES = 2
+    WINDOW_BYTES = 256 * 1024  # of the tar, read ahead for small files
+    SMALL_BYTES = 64 * 1024    # from here on the kernel copies
+    BATCH_ROWS = 1024          # between two looks at signals
+    NAME_BYTES = 256
+    # What is left to do with a row's directory at the end:
+    DIRECTORY_DONE = 0
+    DIRECTORY_NEW = 1
+    DIRECTORY_MERGED = 2       # was there: xattrs that the row doesn't have go
+    DIRECTORY_KEPT = 3         # was there, the row is IMPLICIT: its times come back
+
+cdef struct state_t:
+    table_t table
+    int root_fd
+    int tar_fd
+    int mode
+    int skip
+    int parent_fd
+    const uint8_t* parent      # in the heap
+    uint32_t parent_length
+    bint parent_has_acl        # new entries would inherit it
+    char name[NAME_BYTES]
+    uint8_t* to_do             # one per row
+    timespec* kept_times       # two per KEPT directory, in row order
+    size_t kept_count
+    size_t kept_capacity
+    copier_t copier            # its buffer is the window
+    uint64_t window_offset
+    uint64_t window_length
+    uint64_t written_bytes
+    restore_t restore
+
+
+cdef int enter(state_t* state, const uint8_t* path, uint32_t length) noexcept nogil:
+    """Make state.name the last component of path and state.parent_fd the directory that holds it."""
+    cdef uint32_t end = length, size
+    cdef char proc[PROC_NAME_BYTES]
+    state.restore.doing = b"open the parent directory"
+    while end and path[end - 1] != c'/':
+        end -= 1
+    size = length - end
+    if size >= NAME_BYTES:
+        return ENAMETOOLONG
+    memcpy(state.name, path + end, size)
+    state.name[size] = 0
+    if end:
+        end -= 1
+    if state.parent_fd >= 0 and state.parent_length == end and memcmp(state.parent, path, end) == 0:
+        return 0
+    leave(state)
+    state.parent_fd = open_beneath(state.root_fd, <const char*>path, end, O_PATH | O_DIRECTORY)
+    if state.parent_fd < 0:
+        return errno
+    state.parent = path
+    state.parent_length = end
+    name_in_proc(proc, state.parent_fd, b".")
+    state.parent_has_acl = lgetxattr(proc, b"system.posix_acl_default", NULL, 0) > 0
+    return 0
+
+
+cdef void leave(state_t* state) noexcept nogil:
+    if state.parent_fd >= 0:
+        close(state.parent_fd)
+    state.parent_fd = -1
+
+
+cdef int fill_window(state_t* state, uint64_t offset, uint64_t size) noexcept nogil:
+    """Have a small file's data in the window, with what follows it when the tar is being read in order."""
+    cdef uint64_t end = state.window_offset + state.window_length, want = size
+    cdef int failure
+    if offset >= state.window_offset and offset + size <= end:
+        return 0
+    if state.window_offset <= offset <= end + SMALL_BYTES:
+        want = state.table.tar_bytes - offset
+        if want > WINDOW_BYTES:
+            want = WINDOW_BYTES
+    state.window_length = 0
+    failure = read_all(state.tar_fd, state.copier.buffer, want, offset)
+    if failure == 0:
+        state.window_offset = offset
+        state.window_length = want
+    return failure
+
+
+cdef int put_span(state_t* state, int fd, uint64_t from_offset, uint64_t to_offset, uint64_t size) noexcept nogil:
+    cdef int failure
+    state.written_bytes += size
+    if size >= SMALL_BYTES:
+        if state.copier.by_hand:
+            state.window_length = 0  # the copy goes through the same buffer
+        failure = copy_span(&state.copier, state.tar_fd, from_offset, fd, to_offset, size)
+        if state.copier.by_hand:
+            state.window_length = 0
+        return failure
+    failure = fill_window(state, from_offset, size)
+    if failure:
+        return failure
+    return write_all(fd, state.copier.buffer + (from_offset - state.window_offset), size, to_offset)
+
+
+cdef int put_data(state_t* state, const entry_t* row, int fd) noexcept nogil:
+    cdef const uint8_t* ranges = state.table.heap + row.link_offset
+    cdef uint64_t offset, length, packed = row.data_offset
+    cdef uint32_t at = 0
+    cdef int failure
+    state.restore.doing = b"write"
+    if not row.flags & FLAG_SPARSE:
+        return put_span(state, fd, row.data_offset, 0, row.size_bytes) if row.size_bytes else 0
+    if ftruncate(fd, row.size_bytes) != 0:
+        return errno
+    while at < row.link_length:
+        memcpy(&offset, ranges + at, 8)
+        memcpy(&length, ranges + at + 8, 8)
+        if length:
+            failure = put_span(state, fd, packed, offset, length)
+            if failure:
+                return failure
+        packed += length
+        at += 16
+    return 0
+
+
+cdef int make_node(state_t* state, const entry_t* row) noexcept nogil:
+    """Create one entry that must not exist, empty and without metadata; 0, a descriptor + 1, or -errno."""
+    cdef uint32_t kind = row.mode & S_IFMT
+    cdef char* target
+    cdef int result
+    state.restore.doing = b"create"
+    if row.flags & FLAG_WHITEOUT:
+        result = mknodat(state.parent_fd, state.name, S_IFCHR, 0)
+    elif row.flags & FLAG_HARDLINK:
+        return make_link(state, row)
+    elif kind == S_IFREG:
+        result = openat_mode(
+            state.parent_fd, state.name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, row.mode & 0o777
+        )
+        return result + 1 if result >= 0 else -errno
+    elif kind == S_IFDIR:
+        result = mkdirat(state.parent_fd, state.name, 0o700)
+    elif kind == S_IFLNK:
+        target = <char*>malloc(<size_t>row.link_length + 1)
+        if target == NULL:
+            return -ENOMEM
+        memcpy(target, state.table.heap + row.link_offset, row.link_length)
+        target[row.link_length] = 0
+        result = symlinkat(target, state.parent_fd, state.name)
+        result = 0 if result == 0 else -errno
+        free(target)
+        return result
+    else:
+        result = mknodat(
+            state.parent_fd, state.name, row.mode & (S_IFMT | 0o777), makedev(row.rdev_major, row.rdev_minor)
+        )
+    return 0 if result == 0 else -errno
+
+
+cdef int make_link(state_t* state, const entry_t* row) noexcept nogil:
+    """Link an entry to its target beneath the root; 0 or -errno."""
+    cdef const uint8_t* target = state.table.heap + row.link_offset
+    cdef uint32_t end = row.link_length
+    cdef char name[NAME_BYTES]
+    cdef int fd, result
+    state.restore.doing = b"link"
+    while end and target[end - 1] != c'/':
+        end -= 1
+    if row.link_length - end >= NAME_BYTES:
+        return -ENAMETOOLONG
+    memcpy(name, target + end, row.link_length - end)
+    name[row.link_length - end] = 0
+    fd = open_beneath(state.root_fd, <const char*>target, end - 1 if end else 0, O_PATH | O_DIRECTORY)
+    if fd < 0:
+        return -errno
+    result = linkat(fd, name, state.parent_fd, state.name, 0)
+    result = 0 if result == 0 else -errno
+    close(fd)
+    return result
+
+
+cdef int meet_directory(state_t* state, Py_ssize_t index, const stat_t* found) noexcept nogil:
+    """Note what a directory's row means for the directory that is there already; 0 or an errno."""
+    cdef const entry_t* row = &state.table.rows[index]
+    cdef int failure
+    cdef void* moved
+    if row.flags & FLAG_OPAQUE:
+        state.restore.doing = b"clear the opaque directory"
+        if row.path_length:
+            failure = clear_directory(state.parent_fd, state.name)
+        else:
+            failure = clear_directory(state.root_fd, b".")
+        if failure:
+            return failure
+    if not row.flags & FLAG_IMPLICIT:
+        state.to_do[index] = DIRECTORY_MERGED
+        return 0
+    if state.kept_count == state.kept_capacity:
+        moved = realloc(state.kept_times, (state.kept_capacity * 2 + 64) * 2 * sizeof(timespec))
+        if moved == NULL:
+            return ENOMEM
+        state.kept_times = <timespec*>moved
+        state.kept_capacity = state.kept_capacity * 2 + 64
+    state.kept_times[state.kept_count * 2] = found.st_atim
+    state.kept_times[state.kept_count * 2 + 1] = found.st_mtim
+    state.kept_count += 1
+    state.to_do[index] = DIRECTORY_KEPT
+    return 0
+
+
+cdef int put_row(state_t* state, Py_ssize_t index) noexcept nogil:
+    """Make one row, replacing what is in the way; 0 or an errno."""
+    cdef const entry_t* row = &state.table.rows[index]
+    cdef bint whiteout = row.flags & FLAG_WHITEOUT
+    cdef bint directory = not whiteout and row.mode & S_IFMT == S_IFDIR
+    cdef stat_t found
+    cdef int made = -EEXIST, attempt = 0, failure
+    if not row.path_length:
+        state.restore.doing = b"stat"
+        return errno if fstat(state.root_fd, &found) != 0 else meet_directory(state, index, &found)
+    failure = enter(state, state.table.heap + row.path_offset, row.path_length)
+    if failure:
+        return failure
+    if whiteout and state.mode == MODE_APPLY:
+        state.restore.doing = b"remove"
+        return remove_entry(state.parent_fd, state.name)
+    if state.skip & SKIP_DEVICES and not whiteout and (row.mode & S_IFMT) in (S_IFCHR, S_IFBLK):
+        state.restore.doing = b"remove"
+        return remove_entry(state.parent_fd, state.name)
+    while True:
+        made = make_node(state, row)
+        if made != -EEXIST or attempt == 3:  # someone else keeps making it again
+            break
+        attempt += 1
+        state.restore.doing = b"replace"
+        if fstatat(state.parent_fd, state.name, &found, AT_SYMLINK_NOFOLLOW) != 0:
+            if errno == ENOENT:
+                continue
+            return errno
+        if directory and found.st_mode & S_IFMT == S_IFDIR:
+            return meet_directory(state, index, &found)
+        failure = remove_entry(state.parent_fd, state.name)
+        if failure:
+            return failure
+    if made < 0:
+        return -made
+    if directory:
+        state.to_do[index] = DIRECTORY_MERGED if state.parent_has_acl else DIRECTORY_NEW
+        return 0
+    if whiteout or row.flags & FLAG_HARDLINK:
+        return 0
+    if row.mode & S_IFMT == S_IFREG:
+        return fill_file(state, row, made - 1)
+    return finish_named(&state.restore, row, state.parent_fd, state.name, state.parent_has_acl)
+
+
+cdef int fill_file(state_t* state, const entry_t* row, int fd) noexcept nogil:
+    """Write a new file's data and metadata and close it; 0 or an errno."""
+    cdef int failure = put_data(state, row, fd)
+    if failure == 0:
+        if state.parent_has_acl:
+            fremovexattr(fd, b"system.posix_acl_access")  # that there is none is no error
+        failure = finish_open(&state.restore, row, fd)
+    if close(fd) != 0 and failure == 0:
+        state.restore.doing = b"close"
+        failure = errno
+    return failure
+
+
+cdef int finish_directory(state_t* state, Py_ssize_t index) noexcept nogil:
+    """Do what is left to do with a row's directory; 0 or an errno."""
+    cdef const entry_t* row = &state.table.rows[index]
+    cdef const char* path = <const char*>state.table.heap + row.path_offset
+    cdef char mark[32]
+    cdef int fd, failure = 0
+    state.restore.doing = b"open the directory again"
+    fd = open_beneath(state.root_fd, path, row.path_length, O_RDONLY | O_DIRECTORY)
+    if fd < 0:
+        return errno
+    if state.mode != MODE_APPLY and row.flags & FLAG_OPAQUE:
+        state.restore.doing = b"mark the directory opaque"
+        snprintf(mark, sizeof(mark), "%sopaque", state.restore.own_prefix)
+        if fsetxattr(fd, mark, b"y", 1, 0) != 0:
+            failure = errno
+    if failure == 0 and state.to_do[index] == DIRECTORY_MERGED:
+        failure = drop_xattrs(&state.restore, row, fd)
+    if failure == 0 and state.to_do[index] != DIRECTORY_KEPT:
+        failure = finish_open(&state.restore, row, fd)
+    elif failure == 0:
+        state.kept_count -= 1
+        state.restore.doing = b"set the times"
+        if futimens(fd, &state.kept_times[state.kept_count * 2]) != 0:
+            failure = errno
+    close(fd)
+    return failure
+
+
+cdef Py_ssize_t put_rows(state_t* state, Py_ssize_t first, Py_ssize_t end, int* failure) noexcept nogil:
+    """Make rows first to end; give the index of the one that failed, or -1."""
+    cdef Py_ssize_t index
+    for index in range(first, end):
+        failure[0] = put_row(state, index)
+        if failure[0]:
+            return index
+    return -1
+
+
+cdef Py_ssize_t finish_directories(state_t* state, int* failure) noexcept nogil:
+    """Finish the directories, last first; give the index of the one that failed, or -1."""
+    cdef Py_ssize_t index = state.table.count
+    while index > 0:
+        index -= 1
+        if state.to_do[index] != DIRECTORY_DONE:
+            failure[0] = finish_directory(state, index)
+            if failure[0]:
+                return index
+    return -1
+
+
+cdef object row_error(state_t* state, Py_ssize_t index, int failure):
+    cdef const entry_t* row = &state.table.rows[index]
+    path = (<const char*>state.table.heap + row.path_offset)[:row.path_length]
+    return OSError(failure, f"{state.restore.doing.decode()}: {strerror(failure).decode()}", path)
+
+
+cdef int start(state_t* state) except -1:
+    """Open the root for good, size the tar, check the table and take the memory."""
+    cdef stat_t tar
+    cdef Py_ssize_t bad
+    cdef const char* wrong = NULL
+    state.root_fd = open_name(state.root_fd, b".", O_RDONLY | O_DIRECTORY)
+    if state.root_fd < 0:
+        raise OSError(errno, strerror(errno).decode(), b"")
+    if state.tar_fd >= 0:
+        if fstat(state.tar_fd, &tar) != 0:
+            raise OSError(errno, "the layer's tar: " + strerror(errno).decode())
+        state.table.tar_bytes = <uint64_t>tar.st_size
+    with nogil:
+        bad = check_table(&state.table, &wrong)
+    if bad >= 0:
+        raise ValueError(f"row {bad}: {wrong.decode()}")
+    state.to_do = <uint8_t*>calloc(state.table.count + 1, 1)
+    state.restore.xattr_names = <char*>malloc(XATTR_NAMES_BYTES)
+    state.copier.buffer = <uint8_t*>malloc(WINDOW_BYTES)
+    state.copier.capacity = WINDOW_BYTES
+    if state.to_do == NULL or state.restore.xattr_names == NULL or state.copier.buffer == NULL:
+        raise MemoryError
+    return 0
+
+
+def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::1] heap, int whiteouts=0, int flags=0):
+    """Create a layer's rows below root_fd from its tar and return the bytes of file data written.
+
+    Every path is resolved beneath root_fd without following symlinks (openat2 RESOLVE_BENEATH|NO_SYMLINKS, or
+    component by component on older kernels). Replaces what is in the way (a directory over a directory keeps its
+    content and takes the new metadata, IMPLICIT rows change nothing of a directory that exists). Sets owner, mode,
+    xattrs, capabilities, then times (directories last). Hard links are linked, devices made, sparse files keep their
+    holes, data goes by copy_file_range (reflink where possible). In an overlay upper, overlayfs's own xattr names are
+    escaped. flags: NO_OWNER, NO_DEVICES. Releases the GIL. Raises OSError with filename (what was made so far
+    stays), ValueError for a table that is not a layer's. Needs /proc for xattrs of what cannot be opened.
+    """
+    cdef state_t state
+    cdef Py_ssize_t at = 0, end, failed = -1
+    cdef int failure = 0
+    if records.shape[0] % sizeof(entry_t):
+        raise ValueError("records is not a whole number of records")
+    if whiteouts not in (MODE_APPLY, MODE_OVERLAY, MODE_USERXATTR) or flags & ~(SKIP_OWNER | SKIP_DEVICES):
+        raise ValueError("unknown whiteouts or flags")
+    memset(&state, 0, sizeof(state))
+    state.parent_fd = -1
+    state.root_fd, state.tar_fd, state.mode, state.skip = root_fd, tar_fd, whiteouts, flags
+    state.table.count = records.shape[0] // sizeof(entry_t)
+    state.table.rows = <const entry_t*>&records[0] if state.table.count else NULL
+    state.table.heap = &heap[0] if heap.shape[0] else NULL
+    state.table.heap_bytes = heap.shape[0]
+    state.restore.heap = state.table.heap
+    state.restore.keeps_owner = flags & SKIP_OWNER
+    if whiteouts == MODE_APPLY:
+        state.restore.own_prefix = b""
+    else:
+        state.restore.own_prefix = b"trusted.overlay." if whiteouts == MODE_OVERLAY else b"user.overlay."
+    try:
+        start(&state)
+        while at < state.table.count and failed < 0:
+            end = min(at + BATCH_ROWS, state.table.count)
+            with nogil:
+                failed = put_rows(&state, at, end, &failure)
+            PyErr_CheckSignals()
+            at = end
+        if failed < 0:
+            with nogil:
+                leave(&state)
+                failed = finish_directories(&state, &failure)
+        if failed >= 0:
+            raise row_error(&state, failed, failure)
+        return state.written_bytes
+    finally:
+        leave(&state)
+        if state.root_fd >= 0:
+            close(state.root_fd)
+        free(state.to_do)
+        free(state.kept_times)
+        free(state.restore.xattr_names)
+        free(state.copier.buffer)
