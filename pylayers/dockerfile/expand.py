@@ -263,6 +263,8 @@ class _Lexer:
             raise InvalidInput("syntax error: bad substitution")
         name = self._read_name()
         modifier = self._next()
+        if not modifier:
+            raise InvalidInput("syntax error: missing '}'")
         if modifier == "}":
             value = self._get(name)
             if value is None:

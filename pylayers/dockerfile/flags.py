@@ -49,7 +49,7 @@ def read_flags(instruction: str, given: tuple[str, ...]) -> Flags:
         name, equals, value = flag[2:].partition("=")
         kind = known.get(name)
         if kind is None:
-            raise InvalidInput(f"unknown flag: --{show(name)}{suffix_suggestion(name, known)}")
+            raise InvalidInput(f"unknown flag: --{show(name)}{suffix_suggestion(name, known, '--')}")
         if name in flags.texts or name in flags.switches:
             raise InvalidInput(f"duplicate flag specified: --{name}")
         if kind == SWITCH:

@@ -1,0 +1,2 @@
+FROM a
+ENV X=1 Y

@@ -1,0 +1,3 @@
+FROM a
+NOPE
+ENV X
