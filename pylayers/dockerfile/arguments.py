@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from pylayers.dockerfile.text import SPACE_SET, SPACES, quote
+from pylayers.dockerfile.text import SPACE_SET, SPACES, quote, replace_surrogates
 from pylayers.errors import InvalidInput
 
 _BLANK_RUN = re.compile(r"[\t\v\f\r ]+")
@@ -134,7 +134,7 @@ def parse_strings(rest: str) -> list[str] | None:
         return None
     if not all(isinstance(item, str) for item in found):
         raise InvalidInput(_NOT_STRINGS)
-    return [_replace_surrogates(item) for item in found]
+    return [replace_surrogates(item) for item in found]
 
 
 def _ignore(_: str) -> None:
@@ -143,12 +143,6 @@ def _ignore(_: str) -> None:
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
-
-
-def _replace_surrogates(text: str) -> str:
-    if text.isascii():
-        return text
-    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def split_text_or_json(rest: str) -> tuple[list[str], bool]:

@@ -62,6 +62,24 @@ class IgnoreRules:
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
         self._decided: dict[str, int] = {}
+        # Most paths match nothing: these tell so at once, whatever the number of rules.
+        self._exact = {rule.pattern for rule in rules if rule.kind == "exact"}
+        endings = [rule.pattern[2:] for rule in rules if rule.kind == "suffix"]
+        self._exact |= {ending[1:] for ending in endings if ending.startswith("/")}
+        self._endings = tuple(endings)
+        self._beginnings = tuple(rule.pattern[:-2] for rule in rules if rule.kind == "prefix")
+        expressions = [rule.expression.pattern for rule in rules if rule.expression is not None]
+        self._expressions = re.compile("|".join(expressions), re.DOTALL) if expressions else None
+        self._slow = tuple(rule for rule in rules if rule.kind == "expression" and rule.expression is None)
+
+    def _matches_any(self, name: str) -> bool:
+        return (
+            name in self._exact
+            or name.endswith(self._endings)
+            or name.startswith(self._beginnings)
+            or (self._expressions is not None and self._expressions.match(name) is not None)
+            or any(rule.matches(name) for rule in self._slow)
+        )
 
     def __bool__(self) -> bool:
         return bool(self.rules)
@@ -90,10 +108,11 @@ class IgnoreRules:
         if len(self._decided) > _REMEMBERED_DIRECTORIES:
             self._decided.clear()
         for name in reversed(missing):
-            for later in range(len(self.rules) - 1, index, -1):
-                if self.rules[later].matches(name):
-                    index = later
-                    break
+            if self._matches_any(name):
+                for later in range(len(self.rules) - 1, index, -1):
+                    if self.rules[later].matches(name):
+                        index = later
+                        break
             if name is not path or remember:
                 self._decided[name] = index
         return index

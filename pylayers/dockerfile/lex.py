@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pylayers.dockerfile import expand
 from pylayers.dockerfile.arguments import Arguments, split_line
-from pylayers.dockerfile.text import SPACES, show
+from pylayers.dockerfile.text import SPACES, replace_surrogates, show
 from pylayers.errors import InvalidInput, SourceSpan
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -119,8 +119,7 @@ class _Reader:
     def span(self, start: int) -> SourceSpan:
         """Return the place from line `start` to the last line taken, with the source of its first line."""
         text = self.lines[start - 1].strip(SPACES)[:_SPAN_TEXT_LENGTH] if start <= len(self.lines) else ""
-        shown = text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return SourceSpan(self.file, start, max(start, self.position), shown)
+        return SourceSpan(self.file, start, max(start, self.position), replace_surrogates(text))
 
     def _take(self) -> str:
         line = self.lines[self.position]

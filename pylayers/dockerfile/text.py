@@ -17,6 +17,7 @@ SPACE_RUN = re.compile(f"[{SPACES}]+")
 _QUOTED = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
 _QUOTED |= {'"': '\\"', "\\": "\\\\"}
 _SHOWN_LENGTH = 200
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 _UNIT_NS = {
     "ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9,
@@ -28,8 +29,12 @@ _MAX_DURATION_NS = 2**63 - 1
 
 def show(text: str) -> str:
     """Return text fit for a message: bytes that were not UTF-8 replaced, long text cut."""
-    shown = text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
-    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not shown.isascii() else shown
+    return replace_surrogates(text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "...")
+
+
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which stand for bytes that were not UTF-8."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def quote(text: str) -> str:

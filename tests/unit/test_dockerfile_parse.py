@@ -101,7 +101,10 @@ def test_heredocs() -> None:
     copy = only("COPY <<A plain <<-'B' /d/\n$V\nA\n\tx $V\n\tB\n")
     assert isinstance(copy, ins.Copy)
     assert copy.sources == ("plain",)
-    assert [(h.name, h.text, h.expand, h.line) for h in copy.heredocs] == [("A", "$V\n", True, 4 - 1), ("B", "x $V\n", False, 5)]
+    assert [(h.name, h.text, h.expand, h.line) for h in copy.heredocs] == [
+        ("A", "$V\n", True, 3),
+        ("B", "x $V\n", False, 5),
+    ]
     expanded = copy.expand({"V": "'1'"})
     assert [h.content for h in expanded.heredocs] == ["'1'\n", "\tx $V\n"]
     run = only("RUN cat <<X 3<<Y\r\na\r\nX\nb\nY\nUSER u".removesuffix("\nUSER u"))
@@ -110,7 +113,9 @@ def test_heredocs() -> None:
     assert run.command == ("cat <<X 3<<Y",)
 
 
-@pytest.mark.parametrize("line", ['RUN echo "$(cat <<X)"', "RUN cat <<< word", 'RUN ["cat", "<<X"]', "CMD cat <<X", "RUN a << X"])
+@pytest.mark.parametrize(
+    "line", ['RUN echo "$(cat <<X)"', "RUN cat <<< word", 'RUN ["cat", "<<X"]', "CMD cat <<X", "RUN a << X"]
+)
 def test_what_is_no_heredoc(line: str) -> None:
     assert not getattr(only(line), "heredocs", ())
 
