@@ -49,7 +49,7 @@ def configure(
         case df.Onbuild():
             config = replace(config, on_build=(*config.on_build, instruction.instruction))
         case df.Maintainer():
-            return replace(state, author=instruction.name)
+            return replace(state, author=instruction.maintainer)
         case _:
             raise InvalidInput(f"{instruction.name} cannot be used here", span=instruction.span)
     return replace(state, config=config)

@@ -6,16 +6,19 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pylayers.build.cache import BuildCache
 from pylayers.build.event import BuildWarning, Event, StepFinished, Subscriber
 from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState, Trees
-from pylayers.container.runtime import Runtime
 from pylayers.errors import Conflict
 from pylayers.oci.platform import Platform
-from pylayers.snapshot.snapshotter import Snapshotter
 from pylayers.store import Store
+
+if TYPE_CHECKING:
+    from pylayers.container.runtime import Runtime
+    from pylayers.snapshot.snapshotter import Snapshotter
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,15 +98,5 @@ class Trees:
 
     def record(self, diff_ids: tuple[str, ...]) -> None:
         """Write a chain and those below it to the database where they are missing."""
-        for length in range(len(diff_ids), 0, -1):
-            chain = chain_id(diff_ids[:length])
-            if self.store.metadata.chains.get(chain) is not None:
-                return
-            parent = chain_id(diff_ids[: length - 1]) if length > 1 else None
-            self.store.metadata.chains.add(chain, parent, diff_ids[length - 1], None)
-
-    def grow(self, diff_ids: tuple[str, ...], layer: Layer) -> tuple[str, ...]:
-        """Return the layers with one more on top."""
-        with self._lock:
-            self._layers[layer.diff_id] = layer
-        return (*diff_ids, layer.diff_id)
+        if diff_ids and self.store.metadata.chains.get(chain_id(diff_ids)) is None:
+            self.store.metadata.chains.add_stack(diff_ids)

@@ -1,0 +1,196 @@
+"""Build a Dockerfile: parse, plan, run the stages (independent ones side by side), assemble the image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pylayers.build.base import open_contexts
+from pylayers.build.cache import BuildCache, LocalCache
+from pylayers.build.event import BuildFinished, BuildResult, BuildWarning, Subscriber
+from pylayers.build.plan import Plan, PlannedStage, make_plan
+from pylayers.build.session import BuildOptions, BuildSession, Cancelled
+from pylayers.build.source import LocalSource
+from pylayers.build.stage import StageBuilder, timestamp
+from pylayers.build.state import StageState, Trees
+from pylayers.dockerfile import ignore
+from pylayers.dockerfile.instructions import Dockerfile
+from pylayers.dockerfile.parse import parse
+from pylayers.errors import InvalidInput, NotFound, translate_os_error
+from pylayers.image.assemble import assemble
+from pylayers.oci.config import ImageConfig
+from pylayers.oci.platform import Platform
+from pylayers.oci.reference import Reference
+from pylayers.store import Store
+
+if TYPE_CHECKING:
+    from pylayers.container.runtime import Runtime
+    from pylayers.snapshot.snapshotter import Snapshotter
+
+DOCKERFILE_LIMIT_BYTES = 16 << 20
+
+
+def build(
+    store: Store,
+    options: BuildOptions,
+    open_driver: Callable[[], Snapshotter],
+    open_runtime: Callable[[], Runtime],
+    subscriber: Subscriber | None = None,
+    cache: BuildCache | None = None,
+) -> BuildResult:
+    """Build an image and tag it; the driver and the runtime are opened only when a RUN has to execute.
+
+    Every layer that was made stays in the store and the cache when a later step fails. Raises InvalidInput,
+    NotFound, BuildError (a RUN that failed), NoSpace, …, each with its place in the Dockerfile.
+    """
+    started = time.perf_counter()
+    references = [Reference.parse(name).with_default_tag() for name in options.references]
+    dockerfile, path = read_dockerfile(options)
+    plan = make_plan(dockerfile, dict(options.arguments), options.target)
+    with store.lease("build") as lease:
+        context = open_context(store, options, path)
+        session = BuildSession(
+            store=store,
+            options=options,
+            platform=choose_platform(options),
+            trees=Trees(store, key_by_chain=options.key_by_chain),
+            cache=cache or LocalCache(store),
+            context=context,
+            contexts=open_contexts(dict(options.contexts), context),
+            open_driver=open_driver,
+            open_runtime=open_runtime,
+            hold=lease.hold,
+            subscriber=subscriber,
+            global_arguments=plan.global_arguments,
+            stage_names={planned.stage.index: planned.stage.name for planned in plan.stages},
+        )
+        try:
+            warn(session, dockerfile)
+            run_stages(session, plan)
+            result = finish(session, session.stages[plan.target], references, started)
+        finally:
+            for source in (session.context, *session.contexts.values()):
+                source.close()
+    session.emit(BuildFinished(result.image_digest, result.references, result.seconds))
+    return result
+
+
+def read_dockerfile(options: BuildOptions) -> tuple[Dockerfile, Path]:
+    """Find, read and parse the Dockerfile. Raises NotFound, InvalidInput."""
+    path = options.dockerfile or options.context / "Dockerfile"
+    try:
+        if path.stat().st_size > DOCKERFILE_LIMIT_BYTES:
+            raise InvalidInput(f"{path} is larger than {DOCKERFILE_LIMIT_BYTES} bytes")
+        content = path.read_bytes()
+    except OSError as error:
+        failure = translate_os_error(error, "read Dockerfile")
+        failure.hint = "name the Dockerfile with -f"
+        raise failure from error
+    return parse(content, shown_path(path)), path
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a person would write it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def open_context(store: Store, options: BuildOptions, dockerfile: Path) -> LocalSource:
+    """Open the build context with its ignore rules: <Dockerfile>.dockerignore first, else .dockerignore."""
+    directory = Path(os.path.realpath(options.context))
+    if not directory.is_dir():
+        raise NotFound(f"build context {options.context} is not a directory")
+    cache = store.stat_cache
+    for candidate in (dockerfile.with_name(dockerfile.name + ".dockerignore"), directory / ".dockerignore"):
+        try:
+            content = candidate.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise translate_os_error(error, "read ignore file") from error
+        return LocalSource(directory, ignore.parse(content), cache, hashlib.sha256(content).hexdigest())
+    return LocalSource(directory, cache=cache)
+
+
+def choose_platform(options: BuildOptions) -> Platform:
+    """Return the platform to build for."""
+    if options.platform:
+        return Platform.parse(options.platform)
+    return Platform.from_machine(os.uname().machine)
+
+
+def warn(session: BuildSession, dockerfile: Dockerfile) -> None:
+    """Tell the parser's warnings."""
+    for warning in dockerfile.warnings:
+        session.emit(BuildWarning(warning.message, warning.rule, warning.span.file, warning.span.line))
+
+
+def run_stages(session: BuildSession, plan: Plan) -> None:
+    """Run the stages, each as soon as those it needs are built. Raises the first failure."""
+    if len(plan.stages) == 1:
+        only = plan.stages[0]
+        session.stages[only.stage.index] = StageBuilder(session, only, 1).run()
+        return
+    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+    waiting = {planned.stage.index: planned for planned in plan.stages}
+    running: dict[Future[StageState], PlannedStage] = {}
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=max(session.options.jobs, 1), thread_name_prefix="stage") as pool:
+        while running or (waiting and failure is None):
+            ready = [planned for planned in waiting.values() if planned.needs <= session.stages.keys()]
+            for planned in ready if failure is None else []:
+                del waiting[planned.stage.index]
+                running[pool.submit(StageBuilder(session, planned, len(plan.stages)).run)] = planned
+            try:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+            except BaseException:
+                session.cancelled.set()
+                raise
+            for future in done:
+                planned = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    session.stages[planned.stage.index] = future.result()
+                elif failure is None or isinstance(failure, Cancelled):
+                    failure = error
+                    session.cancelled.set()
+    if failure is not None:
+        raise failure
+
+
+def finish(session: BuildSession, state: StageState, references: list[Reference], started: float) -> BuildResult:
+    """Store the image and tag it; writes nothing where all of it is as it was."""
+    store, options = session.store, session.options
+    labels = {**state.config.labels, **options.labels}
+    config = ImageConfig(
+        architecture=state.platform.architecture,
+        os=state.platform.os,
+        variant=state.platform.variant,
+        author=state.author,
+        created=timestamp(session),
+        config=replace(state.config, labels=labels),
+        diff_ids=state.diff_ids,
+        history=state.history,
+    )
+    session.trees.record(state.diff_ids)
+    image = assemble(store, config, [store.layers.size_bytes(diff_id) for diff_id in state.diff_ids])
+    for reference in references:
+        if store.metadata.references.get(str(reference)) != image.digest:
+            store.metadata.references.set(str(reference), image.digest)
+    return BuildResult(
+        image_digest=image.digest,
+        config_digest=image.config_digest,
+        references=tuple(reference.familiar for reference in references),
+        steps=tuple(session.finished),
+        warnings=tuple(session.warnings),
+        seconds=time.perf_counter() - started,
+        diff_ids=state.diff_ids,
+    )

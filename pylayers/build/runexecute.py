@@ -1,0 +1,137 @@
+"""Execute a RUN: the command over the parent's snapshot, and what it changed kept as a layer."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pylayers.build.cache import CachedStep
+from pylayers.build.event import Step, StepOutput
+from pylayers.build.session import BuildSession
+from pylayers.build.state import StageState
+from pylayers.container.isolation import ContainerMount, Isolation, Process
+from pylayers.container.sandbox import run_once
+from pylayers.diff.write import write_layer
+from pylayers.dockerfile import instructions as df
+from pylayers.errors import AlreadyExists, BuildError, InvalidInput
+from pylayers.image.unpack import unpack_layers
+from pylayers.oci.chain import extend_chain
+from pylayers.snapshot.snapshotter import Snapshotter
+from pylayers.store.entry import SOURCE_STRUCT
+from pylayers.volume.parse import parse_volume, prepare_bind
+
+LOG_TAIL_LINES = 20
+
+
+@dataclass(slots=True)
+class Tail:
+    """Keep the last lines of a command's output, for its error."""
+
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+    rest: bytes = b""
+
+    def add(self, content: bytes) -> None:
+        """Take output as it comes."""
+        *lines, self.rest = (self.rest + content).split(b"\n")
+        self.lines.extend(line.decode(errors="replace") for line in lines)
+        self.rest = self.rest[-65536:]
+
+    def take(self) -> tuple[str, ...]:
+        """Return the last lines."""
+        if self.rest:
+            self.lines.append(self.rest.decode(errors="replace"))
+            self.rest = b""
+        return tuple(self.lines)
+
+
+def execute(
+    session: BuildSession,
+    state: StageState,
+    instruction: df.Run,
+    command: tuple[str, ...],
+    environment: dict[str, str],
+    network: str,
+    step: Step,
+) -> CachedStep:
+    """Run the command over a snapshot and store what it changed; nothing of a failed run stays."""
+    process = Process(
+        arguments=command,
+        environment=tuple(f"{name}={value}" for name, value in environment.items()),
+        working_directory=state.config.working_dir or "/",
+        user=state.config.user,
+    )
+    driver = session.open_driver()
+    runtime = session.open_runtime()
+    parent = unpack_layers(driver, state.diff_ids, session.trees.layer)
+    key = f"build-{uuid.uuid4().hex}"
+    session.hold("snapshot", key)
+    mounts = driver.prepare(key, parent)
+    tail = Tail()
+
+    def take_output(stream: int, content: bytes) -> None:
+        tail.add(content)
+        session.emit(StepOutput(step, "stderr" if stream == 2 else "stdout", content))
+
+    committed = False
+    try:
+        status = run_once(
+            mounts,
+            process,
+            runtime=runtime,
+            work_directory=session.store.directory("tmp"),
+            isolation=Isolation(network=network),
+            mounts=build_mounts(session),
+            output=take_output,
+        )
+        if status.code:
+            raise BuildError(
+                f"process {' '.join(process.arguments)!r} did not complete successfully: exit code: {status.code}",
+                span=instruction.span,
+                step=instruction.original,
+                exit_status=status.code,
+                log_tail=tail.take(),
+            )
+        made, committed = keep_changes(session, driver, key, parent)
+        return made
+    finally:
+        if not committed:
+            driver.remove(key)
+
+
+def keep_changes(
+    session: BuildSession, driver: Snapshotter, key: str, parent: str | None
+) -> tuple[CachedStep, bool]:
+    """Store a snapshot's changes as a layer and commit it under its chain id; False when the key is still there."""
+    changes = driver.changes(key)
+    try:
+        if len(changes.sources) <= SOURCE_STRUCT.size:  # nothing but the root
+            return CachedStep(None, 0), False
+        layer = write_layer(session.store, changes.records, changes.heap, changes.sources)
+    finally:
+        changes.close()
+    session.hold("layer", layer.diff_id)
+    made = CachedStep(layer.diff_id, layer.size_bytes)
+    try:
+        # The upper directory is the layer unpacked: nobody has to unpack it again.
+        driver.commit(extend_chain(parent, layer.diff_id), key)
+    except AlreadyExists:
+        return made, False
+    return made, True
+
+
+def build_mounts(session: BuildSession) -> list[ContainerMount]:
+    """Return the build's own -v bind mounts."""
+    mounts: list[ContainerMount] = []
+    for given in session.options.volumes:
+        request = parse_volume(given, base=Path.cwd())
+        if request.type != "bind":
+            raise InvalidInput(f"build -v {given}: only host directories and files can be mounted into a build")
+        if not os.path.exists(request.source):
+            prepare_bind(request)
+        mounts.append(
+            ContainerMount(type="bind", source=request.source, target=request.target, readonly=request.readonly)
+        )
+    return mounts

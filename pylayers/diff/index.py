@@ -1,0 +1,76 @@
+"""Make the entry table of a tar that somebody else wrote."""
+
+from __future__ import annotations
+
+import mmap
+import stat
+
+from blake3 import blake3
+
+from pylayers._native import tarscan
+from pylayers.errors import IntegrityError
+from pylayers.store.entry import ENTRY_SIZE_BYTES, FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, EntryTable
+
+FLAGS_AT = 116  # byte offsets within a record
+BLAKE3_AT = 136
+
+
+def index_tar(descriptor: int, size_bytes: int, name: str) -> tuple[bytearray, bytearray]:
+    """Scan a whole tar file and hash the content of every regular file; return (records, heap).
+
+    Raises IntegrityError with the byte offset where the tar is malformed. Cost: two passes over the page cache.
+    """
+    if size_bytes == 0:
+        return tarscan.scan(b"")
+    with mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        try:
+            records, heap = tarscan.scan(view)
+        except tarscan.TarFormatError as error:
+            raise IntegrityError(f"{name}: malformed tar at byte {error.offset}: {error}", offset=error.offset) from error
+        hash_contents(records, heap, view)
+    return records, heap
+
+
+def hash_contents(records: bytearray, heap: bytearray, tar: memoryview) -> None:
+    """Set blake3 and FLAG_HASHED of every regular file, from where its data lies in the tar."""
+    table = EntryTable(bytes(records), heap)
+    hashed: dict[int, bytes] = {}  # data offset → hash: hard links share their data
+    for row, entry in enumerate(table):
+        if not stat.S_ISREG(entry.mode):
+            continue
+        digest = hashed.get(entry.data_offset) if entry.flags & FLAG_HARDLINK else None
+        if digest is None:
+            if entry.flags & FLAG_SPARSE:
+                digest = hash_sparse(table.link(entry), entry.size_bytes, tar, entry.data_offset)
+            else:
+                with tar[entry.data_offset : entry.data_offset + entry.size_bytes] as content:
+                    digest = blake3(content).digest()
+            hashed[entry.data_offset] = digest
+        at = row * ENTRY_SIZE_BYTES
+        records[at + BLAKE3_AT : at + BLAKE3_AT + 32] = digest
+        flags = entry.flags | FLAG_HASHED
+        records[at + FLAGS_AT : at + FLAGS_AT + 4] = flags.to_bytes(4, "little")
+
+
+def hash_sparse(ranges: bytes, size_bytes: int, tar: memoryview, data_offset: int) -> bytes:
+    """Hash a sparse file as if it were written out, without holding its holes."""
+    import struct
+
+    hasher = blake3()
+    zeros = bytes(1 << 20)
+    at = 0
+    packed = data_offset
+
+    def skip(length: int) -> None:
+        while length:
+            hasher.update(zeros[: min(length, len(zeros))])
+            length -= min(length, len(zeros))
+
+    for offset, length in struct.iter_unpack("<QQ", ranges):
+        skip(offset - at)
+        with tar[packed : packed + length] as content:
+            hasher.update(content)
+        packed += length
+        at = offset + length
+    skip(size_bytes - at)
+    return hasher.digest()

@@ -1,0 +1,113 @@
+"""Archives as they come: recognise compression and tar by content, and give one stream of plain tar bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pylayers.errors import IntegrityError, InvalidInput
+
+BLOCK_BYTES = 512
+MAGIC_OFFSET = 257
+COMPRESSIONS: tuple[tuple[str, bytes], ...] = (
+    ("gzip", b"\x1f\x8b\x08"),
+    ("bzip2", b"BZh"),
+    ("xz", b"\xfd7zXZ\x00"),
+    ("zstd", b"\x28\xb5\x2f\xfd"),
+)
+PIECE_BYTES = 1 << 20
+
+
+def detect_compression(head: bytes) -> str | None:
+    """Name the compression that a file's first bytes show, or None."""
+    for name, magic in COMPRESSIONS:
+        if head.startswith(magic):
+            return name
+    return None
+
+
+def is_tar(head: bytes) -> bool:
+    """Tell whether a block is a tar header: ustar's or GNU's magic, or a checksum that fits; or an empty archive."""
+    if len(head) < BLOCK_BYTES:
+        return False
+    if head[MAGIC_OFFSET : MAGIC_OFFSET + 5] == b"ustar" or not any(head[:BLOCK_BYTES]):
+        return True
+    try:
+        written = int(head[148:156].split(b"\0")[0].strip() or b"x", 8)
+    except ValueError:
+        return False
+    return written == sum(head[:148]) + 8 * 32 + sum(head[156:BLOCK_BYTES])
+
+
+def detect_archive(path: Path) -> str | None:
+    """Name what a file is by its content: "tar", or the compression around a tar; None for anything else."""
+    with path.open("rb") as stream:
+        head = stream.read(BLOCK_BYTES)
+        if is_tar(head):
+            return "tar"
+        compression = detect_compression(head)
+        if compression is None:
+            return None
+        stream.seek(0)
+        try:
+            with decompress(stream, compression) as plain:
+                return compression if is_tar(plain.read(BLOCK_BYTES)) else None
+        except (OSError, EOFError, ValueError):
+            return None
+
+
+@contextmanager
+def decompress(stream: IO[bytes], compression: str | None) -> Iterator[IO[bytes]]:
+    """Give the plain bytes of a stream; the libraries release the GIL while they decompress."""
+    opened: Any
+    if compression is None:
+        yield stream
+        return
+    if compression == "gzip":
+        from isal import igzip
+
+        opened = igzip.open(stream, "rb")
+    elif compression == "bzip2":
+        import bz2
+
+        opened = bz2.open(stream, "rb")
+    elif compression == "xz":
+        import lzma
+
+        opened = lzma.open(stream, "rb")
+    elif compression == "zstd":
+        import zstandard
+
+        opened = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+    else:
+        raise InvalidInput(f"compression {compression!r} is not known")
+    with opened:
+        yield opened
+
+
+def read_pieces(stream: IO[bytes], compression: str | None, name: str) -> Iterator[bytes]:
+    """Yield a stream's plain bytes in pieces. Raises IntegrityError where the compressed data is damaged."""
+    import zlib
+    from lzma import LZMAError
+
+    damaged: tuple[type[BaseException], ...] = (EOFError, ValueError, zlib.error, LZMAError)
+    if compression == "zstd":
+        import zstandard
+
+        damaged = (*damaged, zstandard.ZstdError)
+    if compression == "gzip":
+        from isal import isal_zlib
+
+        damaged = (*damaged, isal_zlib.error)
+    try:
+        with decompress(stream, compression) as plain:
+            while piece := plain.read(PIECE_BYTES):
+                yield piece
+    except damaged as error:
+        raise IntegrityError(f"{name}: the {compression} data is damaged: {error}") from error
+    except OSError as error:
+        if error.errno is not None or compression is None:
+            raise
+        raise IntegrityError(f"{name}: the {compression} data is damaged: {error}") from error
