@@ -1,8 +1,8 @@
 from collections.abc import Callable
 
-Buffer = bytes | bytearray | memoryview
+_Buffer = bytes | bytearray | memoryview
 
-def boundaries(buffer: Buffer, min_bytes: int, average_bytes: int, max_bytes: int, kernel: str = "auto") -> bytearray:
+def boundaries(buffer: _Buffer, min_bytes: int, average_bytes: int, max_bytes: int, kernel: str = "auto") -> bytearray:
     """Cut a buffer into content-defined chunks and return the chunk ends as native uint64.
 
     FastCDC (Xia et al., USENIX ATC 2016) with normalised chunking over a gear table derived from a fixed seed;
@@ -14,6 +14,6 @@ def kernels() -> tuple[str, ...]:
     """Name the implementations that run on this machine, fastest first."""
 
 def manifest(
-    buffer: Buffer, min_bytes: int, average_bytes: int, max_bytes: int, blake3: Callable[..., object]
+    buffer: _Buffer, min_bytes: int, average_bytes: int, max_bytes: int, blake3: Callable[..., object]
 ) -> bytearray:
     """Cut a buffer and hash each chunk: packed (offset u64, size u32, reserved u32, blake3 32 bytes) records."""

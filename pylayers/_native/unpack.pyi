@@ -1,4 +1,4 @@
-Buffer = bytes | bytearray | memoryview
+_Buffer = bytes | bytearray | memoryview
 
 WHITEOUT_APPLY: int  # onto a full tree: a whiteout removes its target, opaque empties the directory
 WHITEOUT_OVERLAY: int  # into an overlay upper: char device 0:0, trusted.overlay.opaque=y
@@ -7,7 +7,7 @@ WHITEOUT_USERXATTR: int  # the same with user.overlay.opaque
 NO_OWNER: int  # flag: everything stays the caller's own (no chown)
 NO_DEVICES: int  # flag: block and character devices are left out (what is in their way goes)
 
-def unpack(root_fd: int, tar_fd: int, records: Buffer, heap: Buffer, whiteouts: int = 0, flags: int = 0) -> int:
+def unpack(root_fd: int, tar_fd: int, records: _Buffer, heap: _Buffer, whiteouts: int = 0, flags: int = 0) -> int:
     """Create a layer's rows below root_fd from its tar and return the bytes of file data written.
 
     Every path is resolved beneath root_fd without following symlinks (openat2 RESOLVE_BENEATH|NO_SYMLINKS, or
