@@ -32,6 +32,7 @@ class Rule:
     kind: str
     tokens: tuple[str, ...]
     expression: re.Pattern[str] | None
+    tail: str = ""  # what every match ends with
 
     def matches(self, path: str) -> bool:
         """Tell whether the rule matches this very path (parents are the caller's)."""
@@ -44,7 +45,7 @@ class Rule:
             return path.endswith(ending) or (ending.startswith("/") and path == ending[1:])
         if self.expression is not None:
             return self.expression.match(path) is not None
-        return len(self.tokens) in _run(self.tokens, path)
+        return path.endswith(self.tail) and len(self.tokens) in _run(self.tokens, path)
 
     def may_match_beneath(self, directory: str) -> bool:
         """Tell whether some path inside the directory could match."""
@@ -156,7 +157,13 @@ def parse_rule(pattern: str, line: int = 1) -> Rule:
     if kind == "expression" and stars <= _EXPRESSION_STARS:
         forms = {_STAR: "[^/]*", _DIRECTORIES: "(?:.*/)?", _REST: ".*"}
         expression = re.compile("".join(forms.get(t, t) for t in tokens) + r"\Z", re.DOTALL)
-    return Rule(cleaned, is_exception, line, kind, tokens, expression)
+    return Rule(cleaned, is_exception, line, kind, tokens, expression, _find_tail(cleaned))
+
+
+def _find_tail(pattern: str) -> str:
+    """Return the literal text behind the last wildcard; the slash of `**/` may match nothing and is not part of it."""
+    end = max(pattern.rfind(char) for char in "*?[]\\") + 1
+    return pattern[end + (pattern[:end].endswith("**") and pattern.startswith("/", end)) :]
 
 
 def clean(path: str) -> str:
