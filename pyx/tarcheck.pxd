@@ -16,6 +16,7 @@ cdef enum:
     SOURCE_PATH = 1
     SOURCE_RANGE = 2
     SOURCE_HEAP = 3
+    HEADER_SLACK = 2048       # every PAX key and number, and rounding to blocks
 
 cdef packed struct source_t:
     int32_t fd
@@ -83,7 +84,7 @@ cdef inline const char* find_xattr_fault(const table_t* table, const entry_t* re
     cdef const uint8_t* last = NULL
     cdef uint16_t name_length, last_length = 0
     cdef uint32_t value_length
-    cdef uint64_t text = <uint64_t>record.path_length + 1024
+    cdef uint64_t text = <uint64_t>record.path_length + HEADER_SLACK
     cdef int order
     if not in_heap(table, record.xattr_offset, record.xattr_length):
         return b"its xattrs lie outside the heap"
@@ -180,8 +181,10 @@ cdef inline const char* find_fault(const table_t* table, uint64_t row) noexcept 
         if compare_path(table.heap + previous.path_offset, previous.path_length, path, record.path_length) >= 0:
             return b"the table is not sorted, or a path is in it twice"
     if record.flags & FLAG_WHITEOUT:
-        return NULL if record.path_length + 1028 <= PAX_LIMIT else b"its path is larger than a PAX header may be"
-    if record.flags & (FLAG_HARDLINK) or kind == S_IFLNK:
+        if <uint64_t>record.path_length + HEADER_SLACK > PAX_LIMIT:
+            return b"its path is larger than a PAX header may be"
+        return NULL
+    if record.flags & FLAG_HARDLINK or kind == S_IFLNK:
         if not in_heap(table, record.link_offset, record.link_length):
             return b"its link lies outside the heap"
         if find_link_fault(table, row) != NULL:
