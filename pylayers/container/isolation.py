@@ -9,6 +9,10 @@ from pylayers.volume.parse import MountRequest
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_SIZE_BYTES = 64 << 20
+LIMITS = (
+    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
+    "rss", "rtprio", "rttime", "sigpending", "stack", "as",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +129,6 @@ def parse_limit(given: str) -> Limit:
     if limit.hard != -1 and (limit.soft == -1 or limit.soft > limit.hard):
         raise InvalidInput(f"ulimit soft limit must be less than or equal to hard limit: {limit.soft} > {limit.hard}")
     return limit
-
-
-LIMITS = frozenset(
-    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()
-)
 
 
 def parse_device(given: str) -> Device:

