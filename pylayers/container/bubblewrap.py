@@ -29,7 +29,7 @@ def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | N
         os.close(make_directories(root_fd, process["cwd"]))
     finally:
         os.close(root_fd)
-    arguments = ["--ro-bind" if config["root"]["readonly"] else "--bind", str(root), "/"]
+    arguments = ["--bind", str(root), "/"]
     for mount in config["mounts"]:
         arguments += _mount(mount)
     for path in config["linux"].get("readonlyPaths", ()):
@@ -40,6 +40,8 @@ def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | N
             arguments += ["--tmpfs", path, "--remount-ro", path]
         elif os.path.exists(path):
             arguments += ["--ro-bind", os.devnull, path]
+    if config["root"]["readonly"]:
+        arguments += ["--remount-ro", "/"]  # only now: bwrap makes the mount points itself
     arguments += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", config["hostname"], "--as-pid-1"]
     arguments += ["--die-with-parent", "--chdir", process["cwd"], "--clearenv"]
     if any(namespace["type"] == "network" for namespace in config["linux"]["namespaces"]):
