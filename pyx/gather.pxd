@@ -4,7 +4,7 @@
 Workers take directories from a shared stack (last in, first out), and keep what they find in memory of their own.
 Nothing recurses. A directory is opened by its one name beneath its parent's descriptor, which is kept for as long as
 children wait to be opened. At most KEPT_LIMIT descriptors are kept; a directory whose parent's is not is opened by
-its path from the root. Neither way follows a symlink, so a directory that is swapped for one is an error, not an escape.
+its path from the root. Neither way follows a symlink: a directory that is swapped for one is an error, not an escape.
 """
 from libc.errno cimport EINTR, EINVAL, ENAMETOOLONG, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -292,7 +292,8 @@ cdef inline int list_names(worker_t* worker, int fd, size_t* count) noexcept nog
             for index in range(8):
                 found.key = found.key << 8 | (<uint8_t>name[index] if index < length else 0)
             count[0] += 1
-    qsort(worker.names, count[0], sizeof(name_t), compare_name)
+    if count[0] > 1:
+        qsort(worker.names, count[0], sizeof(name_t), compare_name)
     return 0
 
 cdef inline int add_item(

@@ -1,34 +1,34 @@
 # cython: language_level=3
 """Walk a directory tree into entry records, and compare walked tables with remembered ones.
 
-A walk has two passes: gather.pxd lists and stats the directories, in any number of threads; then one pass here writes
-records and heap in component order, so the result does not depend on how the work was shared.
+A walk has two passes: gather.pxd lists and stats the directories, in any number of threads; then treerow.pxd writes
+records and heap in component order, so the result does not depend on how the work was shared. remember.pxd compares.
 """
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport ENOENT, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strerror
+from libc.string cimport memcpy, memset, strerror
 from posix.unistd cimport close
 
 from arena cimport arena_copy, grow
 from beneath cimport open_parent, parent_t
-from entry cimport FLAG_HARDLINK, FLAG_HASHED, compare_path, entry_t
+from entry cimport entry_t
 from gather cimport (
-    AT_EMPTY_PATH, GONE, RAISED, S_IFDIR, S_IFMT, S_IFREG, close_kept, item_t, node_t, run, start_worker, stat_item,
+    AT_EMPTY_PATH, GONE, RAISED, close_kept, item_t, node_t, run, start_worker, stat_item,
     stop_worker, walk_t, worker_t, write_path,
 )
+from remember cimport copy_known, match_rows, table_ok, tables_same
 from thread cimport (
     pthread_cond_destroy, pthread_cond_init, pthread_create, pthread_join, pthread_mutex_destroy, pthread_mutex_init,
     pthread_t,
 )
+from treerow cimport write_rows
 from xattr cimport xattr_read, xattr_scratch_t, xattr_start, xattr_stop
 
 cdef enum:
     THREAD_LIMIT = 64
-    MODE_TO_NLINK_BYTES = 24  # mode, uid, gid, rdev_major, rdev_minor, nlink lie side by side
-    SIZE_TO_INODE_BYTES = 40  # size_bytes, mtime_ns, ctime_ns, device, inode, too
 
 
 cdef int choose(walk_t* walk, node_t* node) noexcept with gil:
@@ -58,89 +58,6 @@ cdef int choose(walk_t* walk, node_t* node) noexcept with gil:
     except BaseException as error:
         context.append(error)
         return RAISED
-
-
-cdef size_t write_row(entry_t* row, const item_t* item, char* heap, size_t at, const node_t* parent) noexcept nogil:
-    """Write one record and its share of the heap from offset `at`; the end of that share."""
-    cdef size_t length = 0
-    memset(row, 0, sizeof(entry_t))
-    row.path_offset = at
-    if parent != NULL and parent.path_length:
-        memcpy(heap + at, heap + parent.path_offset, parent.path_length)
-        length = parent.path_length + 1
-        heap[at + length - 1] = c'/'
-    if item.name_length:
-        memcpy(heap + at + length, item.name, item.name_length)
-    length += item.name_length
-    row.path_length = <uint32_t>length
-    at += length
-    row.link_offset = at
-    row.link_length = item.link_length
-    if item.link_length:
-        memcpy(heap + at, item.link, item.link_length)
-        at += item.link_length
-    row.xattr_offset = at
-    row.xattr_length = item.xattr_length
-    if item.xattr_length:
-        memcpy(heap + at, item.xattrs, item.xattr_length)
-        at += item.xattr_length
-    row.size_bytes = item.size_bytes
-    row.mtime_ns = item.mtime_ns
-    row.ctime_ns = item.ctime_ns
-    row.device = item.device
-    row.inode = item.inode
-    row.mode = item.mode
-    row.uid = item.uid
-    row.gid = item.gid
-    row.rdev_major = item.rdev_major
-    row.rdev_minor = item.rdev_minor
-    row.nlink = item.nlink
-    return at
-
-
-cdef void mark_link(entry_t* rows, size_t at, uint64_t* first, size_t mask) noexcept nogil:
-    """Make row `at` a hard link if an earlier row has its inode; `first` is an open-addressing table of row + 1."""
-    cdef entry_t* row = rows + at
-    cdef entry_t* other
-    cdef size_t slot = <size_t>((row.inode * <uint64_t>0x9E3779B97F4A7C15 ^ row.device) * <uint64_t>0xD6E8FEB86659FD93)
-    slot = (slot >> 32) & mask
-    while first[slot]:
-        other = rows + first[slot] - 1
-        if other.inode == row.inode and other.device == row.device:
-            row.flags |= FLAG_HARDLINK
-            row.link_offset = other.path_offset
-            row.link_length = other.path_length
-            return
-        slot = (slot + 1) & mask
-    first[slot] = at + 1
-
-
-cdef size_t write_rows(
-    walk_t* walk, entry_t* rows, char* heap, uint64_t* first, size_t mask, size_t* heap_bytes
-) noexcept nogil:
-    """Write the gathered tree in component order; the number of rows."""
-    cdef node_t* node = &walk.root
-    cdef item_t* item
-    cdef size_t count = 1
-    cdef size_t at = write_row(rows, &walk.root_item, heap, 0, NULL)
-    node.path_offset = 0
-    while node != NULL:
-        if node.cursor == node.count:
-            node = node.parent
-            continue
-        item = &node.items[node.cursor]
-        node.cursor += 1
-        if item.gone:
-            continue
-        at = write_row(rows + count, item, heap, at, node)
-        if item.nlink > 1 and item.mode & S_IFMT != S_IFDIR:
-            mark_link(rows, count, first, mask)
-        if item.child != NULL:
-            item.child.path_offset = rows[count].path_offset
-            node = item.child
-        count += 1
-    heap_bytes[0] = at
-    return count
 
 
 cdef void gather(walk_t* walk, worker_t* workers, int threads) noexcept nogil:
@@ -181,7 +98,8 @@ cdef tuple assemble(walk_t* walk, worker_t* workers, int threads):
     with nogil:
         used = write_rows(walk, table, text, first, slots - 1, &heap_bytes)
         free(first)
-    PyByteArray_Resize(records, <Py_ssize_t>(used * sizeof(entry_t)))  # what vanished, and targets of hard-linked symlinks
+    # Room for what vanished, and for the targets of hard-linked symlinks, was not used.
+    PyByteArray_Resize(records, <Py_ssize_t>(used * sizeof(entry_t)))
     PyByteArray_Resize(heap, <Py_ssize_t>heap_bytes)
     return records, heap
 
@@ -255,24 +173,6 @@ cdef int raise_error(int failure, bytes path) except -1:
     raise OSError(failure, strerror(failure).decode(), path)
 
 
-cdef bint table_ok(const uint8_t[::1] records, const uint8_t[::1] heap) noexcept nogil:
-    """Tell whether the records are whole and every path, link and xattr lies inside the heap."""
-    cdef const entry_t* row = <const entry_t*>&records[0]
-    cdef size_t count = <size_t>records.shape[0] // sizeof(entry_t)
-    cdef size_t size = <size_t>heap.shape[0], index
-    if <size_t>records.shape[0] != count * sizeof(entry_t):
-        return False
-    for index in range(count):
-        if (
-            row.path_offset > size or size - row.path_offset < row.path_length
-            or row.link_offset > size or size - row.link_offset < row.link_length
-            or row.xattr_offset > size or size - row.xattr_offset < row.xattr_length
-        ):
-            return False
-        row += 1
-    return True
-
-
 cdef int check_tables(
     const uint8_t[::1] records, const uint8_t[::1] heap, const uint8_t[::1] known_records, const uint8_t[::1] known_heap
 ) except -1:
@@ -282,36 +182,6 @@ cdef int check_tables(
     if not ok:
         raise ValueError("a record reaches beyond its heap, or the records are not whole")
     return 0
-
-
-cdef bint stat_same(const entry_t* row, const entry_t* known, int64_t trusted_before_ns) noexcept nogil:
-    """Tell whether two records hold one stat that is not racy (git's rule)."""
-    return (
-        row.mtime_ns < trusted_before_ns and row.ctime_ns < trusted_before_ns
-        and row.size_bytes == known.size_bytes and row.mtime_ns == known.mtime_ns and row.ctime_ns == known.ctime_ns
-        and row.inode == known.inode and row.device == known.device
-        and row.mode == known.mode and row.uid == known.uid and row.gid == known.gid
-    )
-
-
-cdef bint tables_same(
-    const entry_t* row, const char* heap, const entry_t* known, const char* known_heap, size_t count,
-    int64_t trusted_before_ns,
-) noexcept nogil:
-    cdef size_t index
-    for index in range(count):
-        if (
-            not stat_same(row, known, trusted_before_ns)
-            or row.path_length != known.path_length or row.link_length != known.link_length
-            or row.rdev_major != known.rdev_major or row.rdev_minor != known.rdev_minor or row.nlink != known.nlink
-            or (row.flags ^ known.flags) & ~<uint32_t>FLAG_HASHED
-            or memcmp(heap + row.path_offset, known_heap + known.path_offset, row.path_length) != 0
-            or memcmp(heap + row.link_offset, known_heap + known.link_offset, row.link_length) != 0
-        ):
-            return False
-        row += 1
-        known += 1
-    return True
 
 
 def same(
@@ -333,61 +203,6 @@ def same(
             <const char*>&known_heap[0], <size_t>records.shape[0] // sizeof(entry_t), trusted_before_ns,
         )
     return equal
-
-
-cdef size_t match_rows(
-    const uint8_t[::1] records, const uint8_t[::1] heap, const uint8_t[::1] known_records,
-    const uint8_t[::1] known_heap, int64_t trusted_before_ns, const entry_t** matches, size_t* xattr_bytes,
-) noexcept nogil:
-    """Merge-join two tables: matches[i] becomes the known record of row i or NULL; the number of NULLs."""
-    cdef const entry_t* row = <const entry_t*>&records[0]
-    cdef const entry_t* known = <const entry_t*>&known_records[0]
-    cdef const entry_t* known_end = known + <size_t>known_records.shape[0] // sizeof(entry_t)
-    cdef size_t count = <size_t>records.shape[0] // sizeof(entry_t), index, missing = 0
-    cdef int order
-    xattr_bytes[0] = 0
-    for index in range(count):
-        matches[index] = NULL
-        order = 1
-        while known < known_end:
-            order = compare_path(
-                &known_heap[0] + known.path_offset, known.path_length, &heap[0] + row.path_offset, row.path_length
-            )
-            if order >= 0:
-                break
-            known += 1
-        if (
-            known < known_end and order == 0 and stat_same(row, known, trusted_before_ns)
-            and (known.flags & FLAG_HASHED or known.mode & S_IFMT != S_IFREG)
-        ):
-            matches[index] = known
-            xattr_bytes[0] += known.xattr_length
-        else:
-            missing += 1
-        row += 1
-    return missing
-
-
-cdef void copy_known(
-    uint8_t[::1] records, uint8_t* heap, size_t at, const uint8_t[::1] known_heap, const entry_t** matches,
-    uint32_t* missing,
-) noexcept nogil:
-    """Fill the matched rows from their known ones, their xattrs from heap offset `at`, and list the others."""
-    cdef entry_t* row = <entry_t*>&records[0]
-    cdef size_t index
-    for index in range(<size_t>records.shape[0] // sizeof(entry_t)):
-        if matches[index] == NULL:
-            missing[0] = <uint32_t>index
-            missing += 1
-        else:
-            row.flags |= matches[index].flags & FLAG_HASHED
-            memcpy(row.blake3, matches[index].blake3, 32)
-            row.xattr_offset = at
-            row.xattr_length = matches[index].xattr_length
-            if row.xattr_length:
-                memcpy(heap + at, &known_heap[0] + matches[index].xattr_offset, row.xattr_length)
-                at += row.xattr_length
-        row += 1
 
 
 def recall(
@@ -456,7 +271,8 @@ cdef int read_rows(
         if moved == NULL:
             return ENOMEM
         reading.encoded = <uint8_t*>moved
-        memcpy(reading.encoded + reading.size, reading.scratch.encoded, reading.scratch.size)
+        if reading.scratch.size:
+            memcpy(reading.encoded + reading.size, reading.scratch.encoded, reading.scratch.size)
         reading.size += reading.scratch.size
         reading.lengths[reading.done] = <uint32_t>reading.scratch.size
     return 0
@@ -497,7 +313,8 @@ def read_xattrs(
         if failure:
             memcpy(&row, picked + reading.done * 4, 4)
             found = <entry_t*>&rows[0] + row
-            raise_error(failure, PyBytes_FromStringAndSize(<const char*>&text[0] + found.path_offset, found.path_length))
+            path = PyBytes_FromStringAndSize(<const char*>&text[0] + found.path_offset, found.path_length)
+            raise_error(failure, path)
         text = None
         if reading.size:
             PyByteArray_Resize(heap, <Py_ssize_t>(at + reading.size))

@@ -120,7 +120,7 @@ def test_another_size_is_stale(tree: Path, name: str, delta: int) -> None:
     if size + delta < 0:
         pytest.skip("no file is that short")
     os.truncate(tree / name, size + delta)
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         kernel.hash_files(walked.fd, walked.records, walked.heap, walked.everything(), blake3)
     assert caught.value.errno == errno.ESTALE
     assert caught.value.filename in (name.encode(), b"many/hard")
@@ -134,7 +134,7 @@ def test_file_that_shrinks_while_it_is_read(tree: Path) -> None:
         os.truncate(tree / "huge", MIB)
         return blake3(content)
 
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         kernel.hash_files(walked.fd, walked.records, walked.heap, walked.indexes(b"huge"), shrink)
     assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, b"huge")
 
@@ -151,10 +151,10 @@ def test_what_took_a_files_place_is_not_read(tree: Path, tmp_path: Path) -> None
     (tree / "many").rename(tmp_path / "moved")
     (tree / "many").symlink_to(secret)
     for name, error in ((b"001-size", errno.ELOOP), (b"000-size", errno.ESTALE)):
-        with pytest.raises(OSError) as caught:  # noqa: PT011
+        with pytest.raises(OSError) as caught:
             kernel.hash_files(walked.fd, walked.records, walked.heap, walked.indexes(name), blake3)
         assert (caught.value.errno, caught.value.filename) == (error, name)
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         kernel.hash_files(walked.fd, walked.records, walked.heap, walked.indexes(b"many/7"), blake3)
     assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR)
     (tree / "002-size").unlink()

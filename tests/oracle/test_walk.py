@@ -18,6 +18,7 @@ from pylayers._native import walk as kernel
 from pylayers.store.entry import ENTRY_SIZE_BYTES, ENTRY_STRUCT, FLAG_HASHED, Entry, EntryTable, path_key
 from tests.oracle.tree import FOREVER_NS, Row, observe_tree, opened, paths_of, unpack
 
+
 def walk_tree(root: Path | bytes, **options: object) -> list[Row]:
     with opened(root) as fd:
         return unpack(*kernel.walk(fd, **options))  # type: ignore[arg-type]
