@@ -267,11 +267,11 @@ cdef int read_rows(
             failure = xattr_read(&reading.scratch, reading.parent.fd, reading.parent.name)
         if failure:
             return failure
-        moved = grow(reading.encoded, &reading.capacity, reading.size + reading.scratch.size, 1)
-        if moved == NULL:
-            return ENOMEM
-        reading.encoded = <uint8_t*>moved
         if reading.scratch.size:
+            moved = grow(reading.encoded, &reading.capacity, reading.size + reading.scratch.size, 1)
+            if moved == NULL:
+                return ENOMEM
+            reading.encoded = <uint8_t*>moved
             memcpy(reading.encoded + reading.size, reading.scratch.encoded, reading.scratch.size)
         reading.size += reading.scratch.size
         reading.lengths[reading.done] = <uint32_t>reading.scratch.size

@@ -36,10 +36,7 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
     """Return the state of an image, which must be in the store."""
     given = session.options.contexts.get(name, "")
     wanted = given.removeprefix(IMAGE_CONTEXT) if given.startswith(IMAGE_CONTEXT) else name
-    reference, warnings = Reference.parse_lenient(wanted)
-    for warning in warnings:
-        session.emit(BuildWarning(warning, file=span.file, line=span.line))
-    digest = resolve_reference(session.store, str(reference) if reference is not None else wanted)
+    digest = resolve_reference(session.store, read_name(session, wanted, span))
     if digest is None:
         raise NotFound(
             f"base image {wanted!r} is not in the store",
@@ -61,6 +58,19 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
         author=image.config.author,
         shell=image.config.config.shell or ("/bin/sh", "-c"),
     )
+
+
+def read_name(session: BuildSession, wanted: str, span: SourceSpan) -> str:
+    """Return a base image's full name, in lower case with a warning; an image id is returned as it is."""
+    try:
+        reference = Reference.parse_lenient(wanted)
+    except InvalidInput as error:
+        if session.store.metadata.images.find(wanted) is not None:
+            return wanted
+        raise InvalidInput(error.message, hint=error.hint, span=span) from None
+    for warning in reference.warnings:
+        session.emit(BuildWarning(warning, file=span.file, line=span.line))
+    return str(reference)
 
 
 def open_local_context(session: BuildSession, name: str) -> LocalSource | None:

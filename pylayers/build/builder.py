@@ -57,7 +57,7 @@ def build(
         session = BuildSession(
             store=store,
             options=options,
-            platform=choose_platform(options),
+            platform=choose_platform_of(options.platform),
             trees=Trees(store, key_by_chain=options.key_by_chain),
             cache=cache or LocalCache(store),
             context=context,
@@ -119,10 +119,10 @@ def open_context(store: Store, options: BuildOptions, dockerfile: Path) -> Local
     return LocalSource(directory, cache=cache)
 
 
-def choose_platform(options: BuildOptions) -> Platform:
-    """Return the platform to build for."""
-    if options.platform:
-        return Platform.parse(options.platform)
+def choose_platform_of(wanted: str | None) -> Platform:
+    """Return the platform to build for: the wanted one, or this machine's."""
+    if wanted:
+        return Platform.parse(wanted)
     return Platform.from_machine(os.uname().machine)
 
 

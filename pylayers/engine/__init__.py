@@ -1,0 +1,184 @@
+"""The engine: one data root, and everything that can be done with it, as typed calls."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pylayers.errors import InvalidInput
+from pylayers.store import Store
+
+if TYPE_CHECKING:
+    from pylayers.build.event import BuildResult, Subscriber
+    from pylayers.container.runtime import Runtime
+    from pylayers.engine.container import ContainerActions
+    from pylayers.engine.image import ImageActions
+    from pylayers.engine.system import SystemActions
+    from pylayers.engine.volume import VolumeActions
+    from pylayers.snapshot.snapshotter import Snapshotter
+
+ROOT_VARIABLE = "PYLAYERS_ROOT"
+RUNTIME_VARIABLE = "PYLAYERS_RUNTIME"
+
+
+def default_root() -> Path:
+    """Return the data root: PYLAYERS_ROOT, else /var/lib/pylayers for root, else the user's data directory."""
+    given = os.environ.get(ROOT_VARIABLE)
+    if given:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/pylayers")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pylayers"
+
+
+class Engine:
+    """Hold one data root open. Threads may share an engine; close it, or use it as a context manager."""
+
+    def __init__(self, store: Store, driver: str | None = None, runtime: str | None = None) -> None:
+        self.store = store
+        self._driver_name = driver
+        self._runtime_name = runtime or os.environ.get(RUNTIME_VARIABLE)
+        self._driver: Snapshotter | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, root: Path | str | None = None, *, driver: str | None = None, runtime: str | None = None) -> Engine:
+        """Open a data root, making it when missing. The driver and the runtime are looked for when first needed.
+
+        Raises PermissionDenied, InvalidInput for a directory that holds something else, Unsupported for a newer root.
+        """
+        return cls(Store.open(Path(root) if root is not None else default_root()), driver, runtime)
+
+    @property
+    def root(self) -> Path:
+        """Return the data root."""
+        return self.store.root
+
+    def driver(self) -> Snapshotter:
+        """Return the storage driver, chosen and opened on first use."""
+        from pylayers.snapshot.select import open_snapshotter
+
+        with self._lock:
+            if self._driver is None:
+                self._driver = open_snapshotter(self.store.root, self._driver_name)
+            return self._driver
+
+    def runtime(self) -> Runtime:
+        """Return the OCI runtime. Raises RuntimeMissing."""
+        from pylayers.container.runtime import find_runtime
+
+        return find_runtime(self._runtime_name)
+
+    @property
+    def images(self) -> ImageActions:
+        """Return what can be done with images."""
+        from pylayers.engine.image import ImageActions
+
+        return ImageActions(self)
+
+    @property
+    def containers(self) -> ContainerActions:
+        """Return what can be done with containers."""
+        from pylayers.engine.container import ContainerActions
+
+        return ContainerActions(self)
+
+    @property
+    def volumes(self) -> VolumeActions:
+        """Return what can be done with volumes."""
+        from pylayers.engine.volume import VolumeActions
+
+        return VolumeActions(self)
+
+    @property
+    def system(self) -> SystemActions:
+        """Return what can be asked of and done with the whole root."""
+        from pylayers.engine.system import SystemActions
+
+        return SystemActions(self)
+
+    def build(
+        self,
+        context: Path | str = ".",
+        *,
+        dockerfile: Path | str | None = None,
+        references: Sequence[str] = (),
+        arguments: Mapping[str, str] | None = None,
+        target: str | None = None,
+        no_cache: bool = False,
+        platform: str | None = None,
+        volumes: Sequence[str] = (),
+        contexts: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        cache_key: str = "tree",
+        network: str = "host",
+        source_date_epoch_s: int | None = None,
+        subscriber: Subscriber | None = None,
+    ) -> BuildResult:
+        """Build a Dockerfile and tag the image; return its digests, every step's timing and the cache hits.
+
+        A context that is a file is taken for the Dockerfile, with its folder as the context. subscriber gets every
+        event, one at a time, from the stages' threads. cache_key is "tree" (steps after equal trees are shared) or
+        "chain" (docker's rule). Raises InvalidInput, NotFound and BuildError with their place in the Dockerfile.
+        """
+        from pylayers.build.builder import build
+        from pylayers.build.session import BuildOptions
+
+        if cache_key not in ("tree", "chain"):
+            raise InvalidInput(f"cache key {cache_key!r} is neither 'tree' nor 'chain'")
+        if network not in ("host", "none", "default"):
+            raise InvalidInput(f"network mode {network!r} is not supported", hint="use host or none")
+        place = Path(context)
+        file = Path(dockerfile) if dockerfile is not None else None
+        if file is None and place.is_file():
+            place, file = place.parent, place
+        epoch = os.environ.get("SOURCE_DATE_EPOCH", "") if source_date_epoch_s is None else str(source_date_epoch_s)
+        options = BuildOptions(
+            context=place,
+            dockerfile=file,
+            references=tuple(references),
+            arguments=dict(arguments or {}),
+            target=target,
+            no_cache=no_cache,
+            platform=platform,
+            volumes=tuple(volumes),
+            contexts=dict(contexts or {}),
+            labels=dict(labels or {}),
+            key_by_chain=cache_key == "chain",
+            network="host" if network == "default" else network,
+            source_date_epoch_s=read_epoch(epoch),
+        )
+        return build(self.store, options, self.driver, self.runtime, subscriber)
+
+    def collect(self) -> int:
+        """Delete what nothing needs any more, snapshots included; return the bytes freed in the store."""
+        return self.system.collect()
+
+    def close(self) -> None:
+        """Close the driver and the store."""
+        with self._lock:
+            if self._driver is not None:
+                self._driver.close()
+                self._driver = None
+        self.store.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_epoch(text: str) -> int | None:
+    """Read SOURCE_DATE_EPOCH. Raises InvalidInput."""
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise InvalidInput(f"SOURCE_DATE_EPOCH={text!r} is not a number of seconds since 1970")
+    return int(text)

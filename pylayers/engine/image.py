@@ -1,0 +1,256 @@
+"""Images of an engine: import, look at, tag, remove, commit, hand out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pylayers.build.builder import choose_platform_of
+from pylayers.build.configure import configure, write_history
+from pylayers.build.state import StageState, Trees
+from pylayers.dockerfile.parse import parse_instruction
+from pylayers.errors import Conflict, InvalidInput
+from pylayers.image.assemble import AssembledImage, assemble
+from pylayers.image.view import Image, find_image, load_image
+from pylayers.oci.config import ImageConfig, RunConfig
+from pylayers.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from pylayers.engine import Engine
+
+EPOCH = "1970-01-01T00:00:00Z"
+CHANGE_INSTRUCTIONS = (
+    "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "SHELL", "STOPSIGNAL", "USER", "VOLUME",
+    "WORKDIR",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """One step of an image's history; `diff_id` is None for a step without a layer."""
+
+    created: str
+    created_by: str
+    comment: str
+    diff_id: str | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Say what a removal did: names that went, images and layers that went with them."""
+
+    untagged: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()  # manifest digests
+    freed_bytes: int = 0
+
+
+class ImageActions:
+    """What can be done with images; reached as `engine.images`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def import_(
+        self, source: Path | IO[bytes], reference: str | None = None, *, changes: Sequence[str] = (), message: str = ""
+    ) -> Image:
+        """Make an image of one layer from a root file system's tar, plain or compressed.
+
+        changes are Dockerfile instructions (CMD, ENV, …) that set its configuration. Raises NotFound, InvalidInput,
+        IntegrityError with the byte offset of what is malformed.
+        """
+        from pylayers.transfer.rootfs import import_layer
+
+        store = self._engine.store
+        name = None if reference is None else Reference.parse(reference).with_default_tag()
+        state = apply_changes(StageState(choose_platform_of(None)), changes)
+        with store.lease("import"):
+            layer = import_layer(store, source)
+            shown = str(source) if isinstance(source, Path) else "-"
+            state = replace(state, diff_ids=(layer.diff_id,))
+            state = write_history(state, f"import {os.path.basename(shown)}", EPOCH, empty_layer=False)
+            if message:
+                state = replace(state, history=(replace(state.history[0], comment=message),))
+            return self._store(state, name)
+
+    def _store(self, state: StageState, name: Reference | None) -> Image:
+        store = self._engine.store
+        trees = Trees(store)
+        trees.record(state.diff_ids)
+        trees.digest(state.diff_ids)
+        made = store_state(self._engine, state)
+        if name is not None:
+            store.metadata.references.set(str(name), made.digest)
+        return self.get(made.digest)
+
+    def get(self, name: str) -> Image:
+        """Return an image by name, digest or id prefix. Raises NotFound."""
+        return find_image(self._engine.store, name)
+
+    def list(self) -> list[Image]:
+        """Return every image, newest first."""
+        metadata = self._engine.store.metadata
+        return [
+            load_image(self._engine.store, record.digest, tuple(metadata.references.names(record.digest)))
+            for record in metadata.images.walk()
+        ]
+
+    def history(self, name: str) -> list[HistoryLine]:
+        """Return an image's steps, newest first."""
+        image = self.get(name)
+        sizes = {layer.digest: layer.size_bytes for layer in image.manifest.layers}
+        diff_ids = iter(image.config.diff_ids)
+        lines: list[HistoryLine] = []
+        for step in image.config.history:
+            diff_id = None if step.empty_layer else next(diff_ids)
+            size_bytes = 0 if diff_id is None else sizes.get(diff_id, 0)
+            lines.append(HistoryLine(step.created, step.created_by, step.comment, diff_id, size_bytes))
+        return lines[::-1]
+
+    def tag(self, name: str, reference: str) -> None:
+        """Give an image another name."""
+        image = self.get(name)
+        self._engine.store.metadata.references.set(str(Reference.parse(reference).with_default_tag()), image.digest)
+
+    def remove(self, names: Sequence[str], *, force: bool = False) -> Removal:
+        """Remove names, and each image whose last name goes, as docker's rmi does.
+
+        Raises Conflict for an image that a container uses (unless force, and no container runs it), or that is named
+        by id while several names stand for it.
+        """
+        untagged: list[str] = []
+        deleted: list[str] = []
+        for name in names:
+            self._remove_one(name, force, untagged, deleted)
+        freed_bytes = self._engine.collect() if deleted else 0
+        return Removal(tuple(untagged), tuple(deleted), freed_bytes)
+
+    def _remove_one(self, name: str, force: bool, untagged: list[str], deleted: list[str]) -> None:
+        references = self._engine.store.metadata.references
+        image = self.get(name)
+        tag = self._named(name, image)
+        if tag is not None and len(image.references) > 1:
+            references.delete(tag)
+            untagged.append(tag)
+            return
+        if tag is None and len(image.references) > 1 and not force:
+            raise Conflict(
+                f"unable to delete {image.id[7:19]} (must be forced): it has several names: {', '.join(image.references)}",
+                hint="remove the names one by one, or use --force",
+            )
+        users = self._engine.containers.using_image(image.digest)
+        if users and (not force or any(user.running for user in users)):
+            raise Conflict(
+                f"unable to remove {name}: container {users[0].id[:12]} is using it",
+                hint=f"remove the container first: pylayers rm {users[0].name}",
+            )
+        for reference in image.references:
+            references.delete(reference)
+            untagged.append(reference)
+        self._engine.store.metadata.images.delete(image.digest)
+        deleted.append(image.digest)
+
+    def _named(self, name: str, image: Image) -> str | None:
+        try:
+            full = str(Reference.parse(name).with_default_tag())
+        except InvalidInput:
+            return None
+        return full if full in image.references else None
+
+    def prune(self, *, everything: bool = False) -> Removal:
+        """Remove images without a name (everything=True: all that no container uses)."""
+        deleted: list[str] = []
+        untagged: list[str] = []
+        metadata = self._engine.store.metadata
+        for record in list(metadata.images.walk()):
+            if (record.dangling or everything) and not self._engine.containers.using_image(record.digest):
+                for reference in metadata.references.names(record.digest):
+                    metadata.references.delete(reference)
+                    untagged.append(reference)
+                metadata.images.delete(record.digest)
+                deleted.append(record.digest)
+        return Removal(tuple(untagged), tuple(deleted), self._engine.collect())
+
+    def commit(
+        self,
+        container: str,
+        reference: str | None = None,
+        *,
+        author: str = "",
+        message: str = "",
+        changes: Sequence[str] = (),
+    ) -> Image:
+        """Make an image from a container's image and what the container changed."""
+        from pylayers.diff.write import write_layer
+
+        engine = self._engine
+        name = None if reference is None else Reference.parse(reference).with_default_tag()
+        found = engine.containers.get(container)
+        base = load_image(engine.store, found.image_digest)
+        state = apply_changes(state_of(base), changes)
+        with engine.store.lease("commit"):
+            with engine.containers.changes(found) as changed:
+                layer = write_layer(engine.store, changed.records, changed.heap, changed.sources)
+            state = replace(state, diff_ids=(*state.diff_ids, layer.diff_id), author=author or state.author)
+            state = write_history(state, " ".join(found.arguments), EPOCH, empty_layer=False)
+            if message:
+                state = replace(state, history=(*state.history[:-1], replace(state.history[-1], comment=message)))
+            return self._store(state, name)
+
+    def save_layout(self, name: str, directory: Path) -> Path:
+        """Write an image as an OCI image layout (hard links where the file system allows)."""
+        from pylayers.transfer.layout import write_layout
+
+        image = self.get(name)
+        tag = next(iter(image.references), "")
+        write_layout(self._engine.store, image, directory, tag)
+        return directory
+
+
+def state_of(image: Image) -> StageState:
+    """Return an image as a state that can be changed."""
+    from pylayers.oci.platform import Platform
+
+    config = image.config
+    return StageState(
+        platform=Platform(config.os, config.architecture, config.variant),
+        diff_ids=config.diff_ids,
+        config=config.config,
+        history=config.history,
+        author=config.author,
+        shell=config.config.shell or ("/bin/sh", "-c"),
+    )
+
+
+def apply_changes(state: StageState, changes: Sequence[str]) -> StageState:
+    """Apply --change instructions to a configuration. Raises InvalidInput for one that isn't allowed there."""
+    for number, text in enumerate(changes, 1):
+        instruction = parse_instruction(text, "--change", number)
+        if instruction.name not in CHANGE_INSTRUCTIONS:
+            raise InvalidInput(
+                f"{instruction.name} is not a valid change", hint=f"allowed: {', '.join(CHANGE_INSTRUCTIONS)}"
+            )
+        expanded = instruction.expand(state.environment())
+        if instruction.name == "WORKDIR":
+            state = replace(state, config=replace(state.config, working_dir=getattr(expanded, "path", "/")))
+        else:
+            state = configure(state, expanded, {}, {})
+    return state
+
+
+def store_state(engine: Engine, state: StageState) -> AssembledImage:
+    """Store a state as an image."""
+    config = ImageConfig(
+        architecture=state.platform.architecture,
+        os=state.platform.os,
+        variant=state.platform.variant,
+        author=state.author,
+        created=EPOCH,
+        config=state.config or RunConfig(),
+        diff_ids=state.diff_ids,
+        history=state.history,
+    )
+    return assemble(engine.store, config, [engine.store.layers.size_bytes(diff_id) for diff_id in state.diff_ids])
