@@ -18,8 +18,16 @@ def test_digest_of_known_content() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "sha256:", EMPTY[:-1],
-     EMPTY + "0", EMPTY.upper(), "sha512:" + "0" * 128, EMPTY + "\n", "sha256:../" + "0" * 61],
+    [
+        "",
+        "sha256:",
+        EMPTY[:-1],
+        EMPTY + "0",
+        EMPTY.upper(),
+        "sha512:" + "0" * 128,
+        EMPTY + "\n",
+        "sha256:../" + "0" * 61,
+    ],
 )
 def test_what_is_no_digest(text: str) -> None:
     assert not is_digest(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pylayers.errors import IntegrityError
+from pylayers.errors import IntegrityError, NoSpace
 from pylayers.store import Store
 from pylayers.store.entry import EntryTable
 from pylayers.store.metadata import ImageRecord
@@ -235,7 +235,7 @@ def test_files_are_synced_before_they_become_visible(tmp_path: Path, monkeypatch
     fsync, rename = os.fsync, os.rename
 
     def shorten(path: str) -> str:
-        return path.rsplit("/", 1)[-1].split("-")[0]
+        return path.rsplit("/", 1)[-1].split("-", maxsplit=1)[0]
 
     def note_fsync(descriptor: int) -> None:
         events.append(f"sync {shorten(os.readlink(f'/proc/self/fd/{descriptor}'))}")
@@ -263,9 +263,10 @@ def test_a_failed_sync_fails_the_commit(tmp_path: Path, monkeypatch: pytest.Monk
         for size_bytes in (10, 2 << 20):  # in line, and in the overlapped thread
             with store.layers.ingest() as writer:
                 os.write(writer.fd, bytes(size_bytes))
-                with monkeypatch.context() as patch, pytest.raises(Exception, match="No space left"):
+                with monkeypatch.context() as patch:
                     patch.setattr(os, "fsync", refuse)
-                    writer.commit(b"", b"", size_bytes, digest(bytes(size_bytes)))
+                    with pytest.raises(NoSpace, match="No space left"):
+                        writer.commit(b"", b"", size_bytes, digest(bytes(size_bytes)))
         assert list(store.layers.walk()) == []
 
 

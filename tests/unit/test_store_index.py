@@ -127,7 +127,19 @@ def test_every_flipped_section_byte_is_noticed_by_verify() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [(1, 2), (2, 256), (3, 160), (5, 0), (5, 256), (6, 2**63), (6, 167), (8, 2**64 - 1), (9, 64), (10, 47), (10, 2**40)],
+    [
+        (1, 2),
+        (2, 256),
+        (3, 160),
+        (5, 0),
+        (5, 256),
+        (6, 2**63),
+        (6, 167),
+        (8, 2**64 - 1),
+        (9, 64),
+        (10, 47),
+        (10, 1 << 40),
+    ],
 )
 def test_header_with_a_right_checksum_is_still_bounds_checked(field: int, value: int) -> None:
     content = bytearray(encoded(*sample()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pylayers.errors import IntegrityError, InvalidInput, NotFound, NoSpace
+from pylayers.errors import IntegrityError, InvalidInput, NoSpace, NotFound
 from pylayers.store import Store
 from pylayers.store.entry import EntryTable
 from tests.unit.store_sample import add_layer, digest, make_table

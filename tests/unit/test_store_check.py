@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from pylayers.errors import Conflict, InvalidInput, PylayersError, Unsupported
+from pylayers.store import Store
+from pylayers.store.entry import FLAG_HASHED
+from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord, VolumeRecord
+from pylayers.store.store import FOLDERS
+from tests.unit.store_sample import add_layer, digest, make_table, make_tar
+
+
+@pytest.fixture
+def store(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Store.open(tmp_path / "root") as opened:
+        yield opened
+
+
+def kinds(store: Store, *, repair: bool = False) -> list[tuple[str, bool]]:
+    return [(problem.kind, problem.repaired) for problem in store.check(repair=repair)]
+
+
+def test_layout_and_modes(store: Store) -> None:
+    assert sorted(os.listdir(store.root)) == sorted(FOLDERS)
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o711
+    for name, mode in FOLDERS.items():
+        assert stat.S_IMODE((store.root / name).stat().st_mode) == mode, name
+    assert store.directory("overlay2").is_dir()
+    for name in ("", "..", "a/b", ".hidden"):
+        with pytest.raises(InvalidInput):
+            store.directory(name)
+
+
+def test_a_newer_root_is_refused_and_not_touched(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    Store.open(root).close()
+    (root / "image" / "version").write_text("2\n")
+    (root / "tmp" / "work-theirs").mkdir()
+    before = sorted(str(path) for path in root.rglob("*"))
+    with pytest.raises(Unsupported, match="version 2"):
+        Store.open(root)
+    assert sorted(str(path) for path in root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stranger", ["engine-id", "image/overlay2", "notes.txt"])
+def test_a_directory_with_other_things_is_refused_and_not_touched(tmp_path: Path, stranger: str) -> None:
+    (tmp_path / stranger).parent.mkdir(exist_ok=True)
+    (tmp_path / stranger).write_text("x")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(InvalidInput, match="not a pylayers data root"):
+        Store.open(tmp_path)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_empty_directory_becomes_a_root(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    Store.open(tmp_path).close()
+    Store.open(tmp_path).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file system that root cannot write")
+def test_an_unwritable_place_is_named() -> None:
+    with pytest.raises(PylayersError, match="open the data root"):
+        Store.open(Path("/proc/pylayers"))
+
+
+def test_a_damaged_blob_is_removed(store: Store) -> None:
+    name = store.blobs.put(b"content")
+    store.blobs.path(name).write_bytes(b"damaged")
+    assert kinds(store) == [("blob", False)]
+    assert store.blobs.exists(name)
+    assert kinds(store, repair=True) == [("blob", True)]
+    assert kinds(store) == []
+
+
+def test_a_damaged_tar_takes_its_layer_and_steps_with_it(store: Store) -> None:
+    layer = add_layer(store, b"content")
+    store.metadata.steps.put(StepRecord(key="k", partial_key="p", kind="run", diff_id=layer.diff_id))
+    layer.tar_path.write_bytes(b"CONTENT")
+    assert kinds(store, repair=True) == [("layer", True), ("step", True)]
+    assert not store.layers.exists(layer.diff_id)
+    assert kinds(store) == []
+
+
+def test_a_damaged_index_is_made_again_from_the_tar(store: Store) -> None:
+    pytest.importorskip("pylayers._native.tarscan")
+    files = {"a": b"alpha", "d/b": b"beta" * 1000}
+    layer = add_layer(store, make_tar(files), make_table(b"wrong"))
+    index = layer.tar_path.with_name("layer.idx")
+    content = bytearray(index.read_bytes())
+    content[300] ^= 1
+    index.write_bytes(content)
+    assert kinds(store) == [("layer", False)]
+    assert kinds(store, repair=True) == [("layer", True)]
+    assert kinds(store) == []
+    table = store.layers.open(layer.diff_id).table
+    assert [table.path(row) for row in table] == [b"", b"a", b"d", b"d/b"]
+    for row in table:
+        if stat.S_ISREG(row.mode):
+            assert row.flags & FLAG_HASHED
+            assert row.blake3 == blake3(files[table.path(row).decode()]).digest()
+
+
+def test_an_index_that_cannot_be_made_again_is_reported_as_such(store: Store) -> None:
+    pytest.importorskip("pylayers._native.tarscan")
+    layer = add_layer(store, b"not a tar" * 100)
+    layer.tar_path.with_name("layer.idx").write_bytes(b"")
+    assert kinds(store, repair=True) == [("layer", False)]
+
+
+def test_missing_content_of_images_is_reported(store: Store) -> None:
+    store.metadata.images.add(ImageRecord(digest(b"m"), digest(b"c"), (digest(b"l"),), 1, 1))
+    store.metadata.references.set("docker.io/library/a:b", digest(b"m"))
+    assert kinds(store, repair=True) == [("image", False)] * 3 + [("reference", False)]
+
+
+def test_mirrors_follow_the_database(store: Store) -> None:
+    manifest = store.blobs.put(b"{}")
+    store.metadata.references.set("docker.io/library/a:b", manifest)
+    store.metadata.references.set("docker.io/library/c:d", manifest)
+    store.metadata.volumes.add(VolumeRecord("v"))
+    references = store.metadata.references.mirror
+    references.path("docker.io/library/a:b").unlink()
+    references.write("docker.io/library/c:d", {"name": "docker.io/library/c:d", "digest": digest(b"old")})
+    references.write("docker.io/library/gone:1", {"name": "docker.io/library/gone:1", "digest": manifest})
+    store.metadata.volumes.mirror.path("v").write_bytes(b"{torn")
+    (references.directory / ".left-behind").write_bytes(b"")
+    assert sorted(kinds(store)) == [("file", False)] + [("record", False)] * 4
+    assert all(repaired for _, repaired in kinds(store, repair=True))
+    assert kinds(store) == []
+    store.rebuild()
+    assert dict(store.metadata.references.walk()) == {
+        "docker.io/library/a:b": manifest,
+        "docker.io/library/c:d": manifest,
+    }
+    assert store.metadata.volumes.get("v") == VolumeRecord("v")
+
+
+def test_rebuild_brings_back_all_but_the_cache(store: Store) -> None:
+    layer = add_layer(store, b"x")
+    manifest = store.blobs.put(b"{}")
+    metadata = store.metadata
+    metadata.images.add(ImageRecord(manifest, manifest, (layer.diff_id,), 3, 4))
+    metadata.references.set("docker.io/library/a:b", manifest)
+    chain_id = metadata.chains.add_stack([layer.diff_id])
+    metadata.containers.add(ContainerRecord("ab" * 32, "c", manifest, chain_id, 9))
+    metadata.containers.rename("ab" * 32, "renamed")
+    metadata.volumes.add(VolumeRecord("v", "local", {"a": "b"}, 7, True))
+    metadata.steps.put(StepRecord(key="k", partial_key="p", kind="run", diff_id=layer.diff_id))
+
+    def everything() -> list[object]:
+        walks = (metadata.references, metadata.images, metadata.containers, metadata.volumes, metadata.chains)
+        return [list(relation.walk()) for relation in walks]  # type: ignore[attr-defined]
+
+    before = everything()
+    metadata.close()
+    for path in (store.root / "image").glob("metadata.db*"):
+        path.unlink()
+    store.rebuild()
+    assert everything() == before
+    assert list(metadata.steps.walk()) == []
+    assert kinds(store) == []
+
+
+def test_rebuild_needs_the_root_for_itself(store: Store) -> None:
+    with Store.open(store.root), pytest.raises(Conflict, match="another process"):
+        store.rebuild()
+    with store.lease("x"), pytest.raises(Conflict, match="lease"):
+        store.rebuild()
+    store.rebuild()

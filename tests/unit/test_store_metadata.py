@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInput, NotFound, Unsupported
+from pylayers.oci.chain import chain_ids
+from pylayers.store import Store
+from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord, VolumeRecord
+from tests.unit.store_sample import digest
+
+A, B, C = digest(b"a"), digest(b"b"), digest(b"c")
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture
+def store(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Store.open(tmp_path / "root") as opened:
+        yield opened
+
+
+def test_references(store: Store) -> None:
+    references = store.metadata.references
+    assert references.get("x") is None
+    references.set("docker.io/library/x:1", A)
+    references.set("docker.io/library/x:2", A)
+    references.set("docker.io/library/x:1", B)
+    assert list(references.walk()) == [("docker.io/library/x:1", B), ("docker.io/library/x:2", A)]
+    assert references.names(A) == ["docker.io/library/x:2"]
+    references.delete("docker.io/library/x:2")
+    with pytest.raises(NotFound):
+        references.delete("docker.io/library/x:2")
+    with pytest.raises(InvalidInput):
+        references.set("x", "latest")
+
+
+def test_images(store: Store) -> None:
+    images = store.metadata.images
+    first = ImageRecord(A, B, (B, C, B), 10, 100)
+    images.add(first)
+    images.add(first)
+    images.add(ImageRecord(C, C, (), 0, 200))
+    assert images.get(A) == first
+    assert [image.digest for image in images.walk()] == [C, A]
+    store.metadata.references.set("n", A)
+    assert {image.digest: image.dangling for image in images.walk()} == {A: False, C: True}
+    for prefix in (A, A[:12], A[7:], A[7:10], B[7:12]):
+        found = images.find(prefix)
+        assert found == first, prefix
+        assert not found.dangling
+    assert images.find("zz") is None
+    assert images.find("") is None
+    assert store.metadata.resolve("n") == first == store.metadata.resolve(A) == store.metadata.resolve(B[7:15])
+    images.delete(A)
+    assert images.get(A) is None
+    with pytest.raises(NotFound):
+        images.delete(A)
+
+
+def test_ambiguous_prefix(store: Store) -> None:
+    low, high = "sha256:" + "ab" + "0" * 62, "sha256:" + "ab" + "1" * 62
+    store.metadata.images.add(ImageRecord(low, low, (), 0, 0))
+    store.metadata.images.add(ImageRecord(high, high, (), 0, 0))
+    with pytest.raises(Conflict, match="ambiguous"):
+        store.metadata.images.find("ab")
+    assert store.metadata.images.find("ab1") is not None
+    # Two manifests of one config are one image to docker.
+    store.metadata.images.add(ImageRecord(A, high, (), 0, 0))
+    assert store.metadata.images.find("ab1") is not None
+
+
+def test_chains(store: Store) -> None:
+    chains = store.metadata.chains
+    one, two = chain_ids([A, B])
+    assert chains.add_stack([A, B]) == two
+    chains.set_tree_digest(two, b"t" * 32)
+    chains.add(two, one, B, None)
+    record = chains.get(two)
+    assert record is not None
+    assert record.tree_digest == b"t" * 32
+    assert chains.diff_ids(two) == (A, B)
+    with pytest.raises(InvalidInput):
+        chains.add(C, one, B)
+    with pytest.raises(NotFound):
+        chains.set_tree_digest(C, b"")
+    with pytest.raises(AlreadyExists):  # the foreign key: its parent isn't known
+        chains.add(chain_ids([C, A])[1], C, A)
+    assert len(list(chains.walk())) == 2
+
+
+def test_steps(store: Store) -> None:
+    steps = store.metadata.steps
+    record = StepRecord(
+        key="k", partial_key="p", kind="copy", diff_id=A, chain_id=B, tree_digest=b"t", config_delta={"Env": ["ä=1"]},
+        size_bytes=5, created_ns=1, last_used_ns=10 * HOUR_NS, instruction="COPY . /", inputs=[["a", 1]],
+    )  # fmt: skip
+    steps.put(record)
+    assert steps.get("k") == record
+    steps.put(StepRecord(key="l", partial_key="p", kind="run", last_used_ns=20 * HOUR_NS, created_ns=2))
+    assert [step.key for step in steps.candidates("p")] == ["l", "k"]
+    assert steps.candidates("q") == []
+    assert steps.touch(["k", "missing"], 11 * HOUR_NS) == 0
+    assert steps.touch(["k", "l"], 11 * HOUR_NS + 1) == 1
+    assert steps.get("k").last_used_ns == 11 * HOUR_NS + 1  # type: ignore[union-attr]
+    assert steps.delete("k")
+    assert not steps.delete("k")
+    assert steps.clear() == 1
+
+
+def test_touch_within_the_hour_writes_nothing(store: Store) -> None:
+    store.metadata.steps.put(StepRecord(key="k", partial_key="p", kind="run", last_used_ns=HOUR_NS, created_ns=1))
+    version = store.metadata.database.read("PRAGMA data_version")
+    other = sqlite3.connect(store.metadata.path)
+    seen = other.execute("PRAGMA data_version").fetchone()
+    store.metadata.steps.touch(["k"], HOUR_NS + 5)
+    assert other.execute("PRAGMA data_version").fetchone() == seen
+    store.metadata.steps.touch(["k"], 3 * HOUR_NS)
+    assert other.execute("PRAGMA data_version").fetchone() != seen
+    assert store.metadata.database.read("PRAGMA data_version") == version
+    other.close()
+
+
+def test_volumes(store: Store) -> None:
+    volumes = store.metadata.volumes
+    record = VolumeRecord("v", "local", {"a": "ü"}, 5, True)
+    volumes.add(record)
+    assert volumes.get("v") == record
+    with pytest.raises(AlreadyExists):
+        volumes.add(record)
+    assert list(volumes.walk()) == [record]
+    volumes.delete("v")
+    with pytest.raises(NotFound):
+        volumes.delete("v")
+
+
+def test_containers(store: Store) -> None:
+    containers = store.metadata.containers
+    one = ContainerRecord("ab" * 32, "one", A, B, 1)
+    two = ContainerRecord("ac" * 32, "abab", None, None, 2)
+    containers.add(one)
+    containers.add(two)
+    assert containers.find("abab") == two  # a name wins over a prefix
+    assert containers.find("ababa") == one
+    assert containers.find("one") == one == containers.get("ab" * 32)
+    assert containers.find("zzz") is None
+    with pytest.raises(Conflict, match="ambiguous"):
+        containers.find("a")
+    with pytest.raises(AlreadyExists):
+        containers.add(ContainerRecord("ff" * 32, "one", None, None))
+    with pytest.raises(AlreadyExists):
+        containers.rename(one.id, "abab")
+    containers.rename(one.id, "uno")
+    assert [container.name for container in containers.walk()] == ["uno", "abab"]
+    containers.delete(one.id)
+    with pytest.raises(NotFound):
+        containers.delete(one.id)
+
+
+def test_a_transaction_is_all_or_nothing(store: Store) -> None:
+
+    def fail_halfway() -> None:
+        with store.metadata.transaction():
+            store.metadata.chains.add_stack([A, B])
+            store.metadata.steps.put(StepRecord(key="k", partial_key="p", kind="run"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert list(store.metadata.chains.walk()) == []
+    assert store.metadata.steps.get("k") is None
+    store.metadata.chains.add_stack([A])
+
+
+def test_threads_and_processes_share_the_database(store: Store) -> None:
+    other = Store.open(store.root)
+    errors: list[BaseException] = []
+
+    def work(which: Store, start: int) -> None:
+        try:
+            for number in range(start, start + 50):
+                which.metadata.steps.put(StepRecord(key=str(number), partial_key="p", kind="run"))
+                which.metadata.steps.get(str(number))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(each, at * 50)) for at, each in enumerate((store, store, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(store.metadata.steps.candidates("p")) == 150
+    other.close()
+
+
+def test_database_settings_and_versions(store: Store) -> None:
+    database = store.metadata.database
+    assert database.read("PRAGMA journal_mode") == [("wal",)]
+    assert database.read("PRAGMA synchronous") == [(2,)]
+    store.metadata.steps.put(StepRecord(key="k", partial_key="p", kind="run"))
+    assert database.read("PRAGMA synchronous") == [(2,)]
+    assert database.read("PRAGMA foreign_keys") == [(1,)]
+    database.execute("PRAGMA user_version=99")
+    database.close()
+    with pytest.raises(Unsupported, match="schema version 99"):
+        store.metadata.references.get("x")
+
+
+def test_a_damaged_database_is_named(store: Store) -> None:
+    store.metadata.references.set("n", A)
+    store.metadata.close()
+    store.metadata.path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(IntegrityError) as caught:
+        store.metadata.references.get("n")
+    assert caught.value.hint == "run: pylayers system rebuild"
+    assert [problem.kind for problem in store.check()] == ["database"]
+    store.rebuild()
+    assert store.metadata.references.get("n") == A
