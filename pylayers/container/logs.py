@@ -151,7 +151,9 @@ def _tail_offset(descriptor: int, lines: int) -> int:
 
 
 def parse_time(given: str, *, now_ns: int | None = None) -> int:
-    """Read a --since or --until value as nanoseconds: seconds after 1970, RFC 3339 (local without a zone), or "1h30m" ago.
+    """Read a --since or --until value as nanoseconds after 1970.
+
+    Given as seconds after 1970, RFC 3339 (local time without a zone), or how long ago ("1h30m").
 
     Raises InvalidInput.
     """

@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class ContainerSpec:
     image_digest: str = ""
     snapshot_key: str = ""
     driver: str = ""
-    isolation: Isolation = Isolation()
+    isolation: Isolation = field(default_factory=Isolation)
     mounts: tuple[ContainerMount, ...] = ()
     interactive: bool = False
     stop_signal: str = "SIGTERM"
@@ -135,7 +135,7 @@ def recorded_state(directory: Path) -> State:
     try:
         with (directory / STATE).open("rb") as file:
             values = json.loads(file.read(RECORD_LIMIT_BYTES))
-        known = {field.name for field in fields(State)}
+        known = {one.name for one in fields(State)}
         return State(**{name: value for name, value in values.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None

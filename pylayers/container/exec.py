@@ -1,0 +1,112 @@
+"""Run another process in a running container."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pylayers.container.bundle import minimal_environment, runtime_error
+from pylayers.container.isolation import Process
+from pylayers.container.launch import BUBBLEWRAP
+from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state
+from pylayers.container.spec import build_process, choose_capabilities
+from pylayers.container.user import resolve_user
+from pylayers.errors import Conflict, Unsupported, translate_os_error
+
+
+def execute(
+    directory: Path,
+    process: Process,
+    *,
+    interactive: bool = False,
+    detach: bool = False,
+    privileged: bool = False,
+    stdin_fd: int | None = None,
+    stdout_fd: int | None = None,
+    stderr_fd: int | None = None,
+) -> int:
+    """Run a process in a running container and return its exit code (0 at once with detach).
+
+    Environment, user and directory that the process leaves empty are the container's. Streams default to this
+    process's own; a terminal is passed on as it is. Raises ContainerError (126, 127), Conflict, NotFound, Unsupported.
+    """
+    spec = load_spec(directory)
+    if load_state(directory).status != RUNNING:
+        raise Conflict(f"container {spec.name or spec.id[:12]} is not running", hint="pylayers start it first")
+    if spec.runtime_name == BUBBLEWRAP:
+        raise Unsupported(
+            "exec needs an OCI runtime, and this container runs in bubblewrap", hint="install runc or crun"
+        )
+    token = secrets.token_hex(6)
+    description = directory / f"exec-{token}.json"
+    log = directory / f"exec-{token}.log"
+    try:
+        description.write_text(json.dumps(_describe(directory, spec, process, privileged)))
+        command = [
+            *spec.runtime,
+            "--root",
+            str(directory / "runtime"),
+            "--log",
+            str(log),
+            "--log-format",
+            "json",
+            "exec",
+        ]
+        command += [*(["--detach"] if detach else []), "--process", str(description), spec.id]
+        nothing = subprocess.DEVNULL
+        with _ignoring_interrupts():
+            child = subprocess.Popen(
+                command,
+                stdin=stdin_fd if interactive and not detach else nothing,
+                stdout=nothing if detach else stdout_fd,
+                stderr=nothing if detach else stderr_fd,
+                env=minimal_environment(),
+            )
+            code = child.wait()
+        if code != 0:
+            error = runtime_error(log, process.arguments[0])
+            if error is not None:
+                raise error
+        return 128 - code if code < 0 else code
+    except OSError as error:
+        raise translate_os_error(error, f"exec in container {spec.id[:12]}") from error
+    finally:
+        description.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+
+
+def _describe(directory: Path, spec: ContainerSpec, process: Process, privileged: bool) -> dict[str, object]:
+    isolation = replace(spec.isolation, privileged=spec.isolation.privileged or privileged)
+    environment = [setting for setting in spec.process.environment if not setting.startswith("HOME=")]
+    full = replace(
+        process,
+        environment=(*(spec.process.environment if not process.user else environment), *process.environment),
+        working_directory=process.working_directory or spec.process.working_directory,
+        user=process.user or spec.process.user,
+    )
+    root_fd = os.open(directory / "bundle" / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return build_process(full, isolation, resolve_user(root_fd, full.user), choose_capabilities(isolation))
+    finally:
+        os.close(root_fd)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Leave Ctrl-C to the runtime, which passes it on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,229 @@
+"""Watch one container: `python -m pylayers.container.monitor DIRECTORY STATUS LOCK STDIN STDOUT STDERR`.
+
+One such process stays with every started container in place of a daemon. It mounts the root file system, lets the
+runtime start the container, becomes its parent (subreaper), copies its output to container.log and to the caller,
+records the exit code, and cleans up. It tells the caller what happened in JSON lines on STATUS. All but the first argument are descriptors, -1 for none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pylayers.container.bundle import runtime_error
+from pylayers.container.launch import Launched, delete_from_runtime, launch
+from pylayers.container.logs import LogWriter
+from pylayers.container.record import (
+    EXIT,
+    EXITED,
+    LOG,
+    RUNNING,
+    State,
+    boot_id,
+    load_spec,
+    recorded_state,
+    start_ticks,
+    timestamp,
+    write_state,
+)
+from pylayers.errors import Conflict, PylayersError, translate_os_error
+from pylayers.snapshot import mount as snapshot_mount
+
+CHUNK_BYTES = 64 << 10
+PR_SET_CHILD_SUBREAPER = 36
+DRAIN_MS = 200
+
+
+class Monitor:
+    """Hold one run of a container from start to removal."""
+
+    def __init__(self, directory: Path, status_fd: int, lock_fd: int, client: tuple[int, int, int]) -> None:
+        self.directory = directory
+        self.status_fd = status_fd
+        self.lock_fd = lock_fd
+        self.client_in, *outputs = client
+        self.client_out = {"stdout": outputs[0], "stderr": outputs[1]}
+        self.spec = load_spec(directory)
+        self.root = directory / "bundle" / "rootfs"
+        self.log = LogWriter(directory / LOG)
+        self.launched: Launched | None = None
+
+    def run(self) -> None:
+        """Start the container, report, and stay until it has ended."""
+        try:
+            snapshot_mount.mount(self.spec.rootfs, self.root)
+            try:
+                self.launched = launch(self.directory, self.spec, self.client_in)
+            except BaseException:
+                self._unmount()
+                raise
+        except OSError as error:
+            raise translate_os_error(error, f"start container {self.spec.id[:12]}") from error
+        state = State(
+            status=RUNNING,
+            pid=self.launched.pid,
+            start_ticks=start_ticks(self.launched.pid),
+            monitor_pid=os.getpid(),
+            monitor_start_ticks=start_ticks(os.getpid()),
+            boot_id=boot_id(),
+            started=timestamp(),
+        )
+        (self.directory / EXIT).write_bytes(b"")
+        write_state(self.directory, state)
+        os.close(self.lock_fd)
+        self.report({"started": state.pid, "monitor": os.getpid()})
+        try:
+            self._pump(self.launched)
+            code = self._wait(self.launched)
+        finally:
+            self.log.close()
+            self.launched.close()
+        self._finish(state, code)
+
+    def report(self, message: dict[str, Any]) -> None:
+        """Tell the caller, if it is still there."""
+        with contextlib.suppress(OSError):
+            os.write(self.status_fd, json.dumps(message).encode() + b"\n")
+
+    def _pump(self, launched: Launched) -> None:
+        """Copy output until the container has ended and its streams are empty."""
+        poll = select.poll()
+        for descriptor in (*launched.streams, launched.pidfd):
+            poll.register(descriptor, select.POLLIN)
+        poll.register(self.status_fd, 0)  # reports only that the caller has gone
+        if launched.terminal is not None and self.client_in >= 0:
+            poll.register(self.client_in, select.POLLIN)
+        open_streams, alive = set(launched.streams), True
+        while alive or open_streams:
+            events = poll.poll(None if alive else DRAIN_MS)
+            if not events:
+                return  # the container has ended; whoever still holds a stream is none of it
+            for descriptor, _ in events:
+                if descriptor in launched.streams:
+                    if not self._copy(descriptor, launched.streams[descriptor]):
+                        poll.unregister(descriptor)
+                        open_streams.discard(descriptor)
+                elif descriptor == launched.pidfd:
+                    poll.unregister(descriptor)
+                    alive = False
+                elif descriptor == self.client_in:
+                    if not self._type(launched):
+                        poll.unregister(descriptor)
+                        self.client_in = -1
+                else:
+                    poll.unregister(descriptor)
+                    self._forget_client(poll, launched)
+
+    def _copy(self, descriptor: int, stream: str) -> bool:
+        try:
+            content = os.read(descriptor, CHUNK_BYTES)
+        except OSError:  # EIO: the last user of a terminal has closed it
+            return False
+        if not content:
+            return False
+        self.log.write(stream, content)
+        target = self.client_out[stream]
+        try:
+            while target >= 0 and content:
+                content = content[os.write(target, content) :]
+        except OSError:
+            self.client_out[stream] = -1
+        return True
+
+    def _type(self, launched: Launched) -> bool:
+        try:
+            content = os.read(self.client_in, CHUNK_BYTES)
+            while content and launched.terminal is not None:
+                content = content[os.write(launched.terminal, content) :]
+                if not content:
+                    return True
+        except OSError:
+            return False
+        return False
+
+    def _forget_client(self, poll: select.poll, launched: Launched) -> None:
+        """Leave the caller's terminal to whoever reads it next."""
+        self.client_out = {"stdout": -1, "stderr": -1}
+        if self.client_in >= 0:
+            if launched.terminal is not None:
+                with contextlib.suppress(KeyError):
+                    poll.unregister(self.client_in)
+            self.client_in = -1
+
+    def _wait(self, launched: Launched) -> int:
+        _, status = os.waitpid(launched.waited_pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return 128 - code if code < 0 else code
+
+    def _finish(self, state: State, code: int) -> None:
+        error = runtime_error(self.directory / "runtime.log", self.spec.process.arguments[0]) if code else None
+        if error is not None:
+            code = error.exit_code
+        delete_from_runtime(self.directory, self.spec)
+        self._unmount()
+        ended = replace(state, status=EXITED, pid=0, exit_code=code, finished=timestamp(), error=str(error or ""))
+        write_state(self.directory, ended)
+        # In place, not by rename: who waits holds this very file, also when the directory goes now.
+        (self.directory / EXIT).write_text(f"{code}\n")
+        if self.spec.remove_on_exit:
+            from pylayers.container.remove import delete_directory
+
+            delete_directory(self.directory)
+        self.report({"exit": code})
+
+    def _unmount(self) -> None:
+        try:
+            snapshot_mount.unmount(self.root)
+        except Conflict:
+            snapshot_mount.unmount(self.root, detach=True)
+
+    def fail(self, error: PylayersError) -> None:
+        """Record and report that the container could not be started."""
+        code = error.exit_code if error.exit_code in (125, 126, 127) else 125
+        self.log.close()
+        if self.spec.remove_on_exit:
+            from pylayers.container.remove import delete_directory
+
+            delete_directory(self.directory)
+        else:
+            state = recorded_state(self.directory)
+            write_state(self.directory, replace(state, exit_code=code, error=str(error)))
+        self.report({"error": error.message, "hint": error.hint, "exit_code": code})
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of its orphaned descendants (prctl)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def main(arguments: list[str]) -> int:
+    """Leave the caller (second fork), then watch."""
+    directory, status_fd, lock_fd, *client = arguments
+    if os.fork():
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    become_subreaper()
+    monitor = Monitor(Path(directory), int(status_fd), int(lock_fd), (int(client[0]), int(client[1]), int(client[2])))
+    signal.signal(signal.SIGWINCH, lambda *_: monitor.launched and monitor.launched.resize(monitor.client_in))
+    try:
+        monitor.run()
+    except PylayersError as error:
+        monitor.fail(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

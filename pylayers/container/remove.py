@@ -1,0 +1,65 @@
+"""Remove a container's files, and what a crash left mounted or running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from pylayers.container.launch import delete_from_runtime
+from pylayers.container.record import CONFIG, RUNNING, ContainerSpec, load_spec, load_state, locked
+from pylayers.errors import Conflict, translate_os_error
+from pylayers.snapshot import mount as snapshot_mount
+
+
+def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
+    """Remove a container and return its spec: the engine drops its snapshot, and with -v its anonymous volumes.
+
+    Raises NotFound, Conflict for a running one unless force (which kills it).
+    """
+    spec = load_spec(directory)
+    if load_state(directory).status == RUNNING:
+        if not force:
+            raise Conflict(
+                f"cannot remove container {spec.name or spec.id[:12]}: container is running",
+                hint="stop the container before removing or force remove (rm --force)",
+            )
+        from pylayers.container.stop import kill
+
+        with contextlib.suppress(Conflict):
+            kill(directory, signal.SIGKILL.name)
+    if not directory.exists():  # --rm has removed it
+        return spec
+    with locked(directory):
+        clean_leftovers(directory, spec)
+        delete_directory(directory)
+    return spec
+
+
+def clean_leftovers(directory: Path, spec: ContainerSpec) -> None:
+    """Unmount and forget what a monitor that died has left; the container itself isn't running."""
+    for point in snapshot_mount.mount_points_below(directory):
+        snapshot_mount.unmount(point, detach=True)
+    if (directory / "runtime").exists():
+        delete_from_runtime(directory, spec)
+
+
+def delete_directory(directory: Path) -> None:
+    """Delete a container's directory; config.json goes first, so that a crash leaves no half container.
+
+    Refuses (Conflict) while anything is mounted in it: deleting would empty the snapshot.
+    """
+    if snapshot_mount.mount_points_below(directory):
+        raise Conflict(f"{directory} has something mounted in it")
+    try:
+        (directory / CONFIG).unlink(missing_ok=True)
+        rootfs = directory / "bundle" / "rootfs"
+        if rootfs.exists():
+            os.rmdir(rootfs)
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise translate_os_error(error, f"remove container {directory.name[:12]}") from error

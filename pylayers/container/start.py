@@ -1,0 +1,158 @@
+"""Start a container: spawn its monitor, and stay for its end when attached."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pylayers
+from pylayers.container.record import RUNNING, load_spec, load_state, locked
+from pylayers.container.remove import clean_leftovers
+from pylayers.container.stop import send_signal
+from pylayers.errors import Conflict, ContainerError, NotFound, translate_os_error
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def start(
+    directory: Path, *, attach: bool = False, stdin_fd: int = 0, stdout_fd: int = 1, stderr_fd: int = 2
+) -> int | None:
+    """Start a created or ended container; a running one is left as it is. Returns once it runs.
+
+    attach=True passes its output (and with an interactive spec its input) and returns its exit code; signals that this
+    process gets meanwhile go to the container. Raises ContainerError (125, 126, 127), NotFound, Conflict.
+    """
+    spec = load_spec(directory)
+    with locked(directory) as lock_fd:
+        if load_state(directory).status == RUNNING:
+            if attach:
+                raise Conflict(
+                    f"container {spec.name or spec.id[:12]} is already running", hint="pylayers logs --follow"
+                )
+            return None
+        clean_leftovers(directory, spec)
+        client = (stdin_fd if attach and spec.interactive else -1, *((stdout_fd, stderr_fd) if attach else (-1, -1)))
+        status_fd = _spawn_monitor(directory, lock_fd, client)
+    reports = _Reports(status_fd)
+    try:
+        monitor_pid = _check_started(directory, reports)
+        if not attach:
+            return None
+        with (
+            _client_terminal(stdin_fd, spec.interactive and spec.process.terminal, monitor_pid),
+            _forwarding(directory),
+        ):
+            ended = reports.next()
+    finally:
+        os.close(status_fd)
+    if ended is None or "exit" not in ended:
+        raise ContainerError(
+            f"the monitor of container {spec.id[:12]} was killed", hint=f"pylayers inspect {spec.id[:12]}"
+        )
+    return int(ended["exit"])
+
+
+def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> int:
+    """Start the monitor, and return the read end of its reports."""
+    read_end, write_end = os.pipe()
+    try:
+        passed = [write_end, lock_fd, *(descriptor for descriptor in client if descriptor >= 0)]
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
+        # -S: the monitor needs the standard library and this package only, and starts in half the time.
+        command = [sys.executable, "-S", "-m", "pylayers.container.monitor", str(directory.absolute())]
+        with (directory / "monitor.log").open("wb") as log:
+            child = subprocess.Popen(
+                [*command, str(write_end), str(lock_fd), *map(str, client)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=passed,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        child.wait()  # it forks at once and leaves
+    except OSError as error:
+        os.close(read_end)
+        raise translate_os_error(error, "start the container's monitor") from error
+    finally:
+        os.close(write_end)
+    return read_end
+
+
+class _Reports:
+    """Read the monitor's JSON lines."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = b""
+
+    def next(self) -> dict[str, Any] | None:
+        """Wait for the next line; None when the monitor is gone."""
+        while b"\n" not in self._buffer:
+            content = os.read(self._descriptor, 4096)
+            if not content:
+                return None
+            self._buffer += content
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        report: dict[str, Any] = json.loads(line)
+        return report
+
+
+def _check_started(directory: Path, reports: _Reports) -> int:
+    report = reports.next()
+    if report is None:
+        try:
+            reason = (directory / "monitor.log").read_text(errors="replace").strip().rpartition("\n")[2]
+        except OSError:
+            reason = ""
+        raise ContainerError(f"the container's monitor ended before it started anything: {reason or 'no reason given'}")
+    if "error" in report:
+        raise ContainerError(report["error"], hint=report.get("hint"), exit_code=int(report["exit_code"]))
+    return int(report["monitor"])
+
+
+@contextlib.contextmanager
+def _client_terminal(stdin_fd: int, wanted: bool, monitor_pid: int) -> Iterator[None]:
+    if not wanted or not os.isatty(stdin_fd):
+        yield
+        return
+    from pylayers.container.terminal import raw
+
+    def resized(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(monitor_pid, signal.SIGWINCH)
+
+    with raw(stdin_fd), _handling({signal.SIGWINCH: resized}):
+        yield
+
+
+def _forwarding(directory: Path) -> contextlib.AbstractContextManager[None]:
+    def forward(number: int, _frame: object) -> None:
+        with contextlib.suppress(Conflict, NotFound):  # it ended just now
+            send_signal(directory, signal.Signals(number))
+
+    return _handling(dict.fromkeys(FORWARDED, forward))
+
+
+@contextlib.contextmanager
+def _handling(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iterator[None]:
+    """Set signal handlers for a while; only the main thread can, elsewhere nothing is forwarded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
