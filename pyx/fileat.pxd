@@ -26,6 +26,7 @@ cdef extern from *:
         uint32_t st_gid
         uint64_t st_rdev
         int64_t st_size
+        int64_t st_blocks
         timespec st_atim
         timespec st_mtim
     enum:

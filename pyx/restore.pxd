@@ -24,6 +24,7 @@ cdef struct restore_t:
     char* xattr_names          # XATTR_NAMES_BYTES
     const char* own_prefix     # of the names that overlayfs would take for its own marks; empty: none
     bint keeps_owner           # files stay whose they are
+    const timespec* atime      # NULL: the same as the row's mtime
     const char* doing          # what failed, for the error's text
 
 cdef inline bint starts_with(const char* name, size_t length, const char* prefix) noexcept nogil:
@@ -113,7 +114,8 @@ cdef inline int finish_open(restore_t* state, const entry_t* row, int fd) noexce
         failure = put_xattrs(state, row, fd, NULL)
         if failure:
             return failure
-    times[0] = times[1] = to_timespec(row.mtime_ns)
+    times[1] = to_timespec(row.mtime_ns)
+    times[0] = state.atime[0] if state.atime != NULL else times[1]
     state.doing = b"set the times"
     return 0 if futimens(fd, times) == 0 else errno
 
@@ -151,6 +153,7 @@ cdef inline int finish_named(
         failure = put_xattrs(state, row, -1, path)
         if failure:
             return failure
-    times[0] = times[1] = to_timespec(row.mtime_ns)
+    times[1] = to_timespec(row.mtime_ns)
+    times[0] = state.atime[0] if state.atime != NULL else times[1]
     state.doing = b"set the times"
     return 0 if utimensat(directory_fd, name, times, AT_SYMLINK_NOFOLLOW) == 0 else errno
