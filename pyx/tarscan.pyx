@@ -284,6 +284,8 @@ cdef int add_entry(scan_t* scan, const uint8_t* block) noexcept nogil:
     if (read_owner(scan, block, &row) < 0 or read_size(scan, block, &stored) < 0 or read_type(scan, block, &row) < 0
             or name_entry(scan, block, &row) < 0):
         return -1
+    if row.path_length == 0 and (row.mode & 0o170000 != IFDIR or row.flags & FLAG_HARDLINK):
+        return fail(scan, scan.header, b"expected the root to be a directory")
     if block[AT_TYPE] != 68 and (row.mode & 0o170000 != IFREG or row.flags & FLAG_HARDLINK):
         stored = 0  # only files have data, whatever the size field says (as GNU tar and docker read it)
     if <uint64_t> stored > scan.length - row.data_offset:
