@@ -6,7 +6,9 @@ from libc.string cimport memcpy, memset
 from entry cimport FLAG_HARDLINK, entry_t
 from gather cimport S_IFDIR, S_IFMT, item_t, node_t, walk_t
 
-cdef inline size_t write_row(entry_t* row, const item_t* item, char* heap, size_t at, const node_t* parent) noexcept nogil:
+cdef inline size_t write_row(
+    entry_t* row, const item_t* item, char* heap, size_t at, const node_t* parent
+) noexcept nogil:
     """Write one record and its share of the heap from offset `at`; the end of that share."""
     cdef size_t length = 0
     memset(row, 0, sizeof(entry_t))

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -15,13 +15,17 @@ def walk(
     with one (device, inode), all but the first carry FLAG_HARDLINK and the first's path as link.
     select(directory_path, names, modes) is called once per directory, with `modes` one native uint32 st_mode per
     name, and returns one byte per name (0 drops it: it is neither listed nor descended) or None to keep all.
-    xattrs=True also reads extended attributes. The GIL is released except while select runs.
-    Raises OSError with the filename (bytes, relative to the root) on the first failure; an entry that vanishes
-    between readdir and statx is left out.
+    xattrs=True also reads extended attributes (needs /proc). cross_devices=False lists what lies on another device than
+    the root but does not descend it. The GIL is released except while select runs, which keeps the work in one thread.
+    Raises OSError with the filename (bytes, relative to the root) on the first failure, among them a directory that
+    was replaced by something else between statx and open; an entry that vanishes is left out.
     """
 
 def read_xattrs(root_fd: int, records: bytearray, heap: bytearray, indexes: Buffer) -> None:
-    """Read the extended attributes of the rows named by indexes (native uint32) into the table, growing heap."""
+    """Read the extended attributes of the rows named by indexes (native uint32) into the table, growing heap.
+
+    Raises OSError with the filename on the first failure, a vanished entry included; the table is unchanged then.
+    """
 
 def same(
     records: Buffer, heap: Buffer, known_records: Buffer, known_heap: Buffer, trusted_before_ns: int
@@ -29,7 +33,8 @@ def same(
     """Tell whether two walked tables name the same paths with the same stat and links, none of them racy.
 
     blake3, FLAG_HASHED, xattrs and heap offsets are not compared. An entry whose mtime or ctime is not before
-    trusted_before_ns is racy (git's rule) and makes the answer False. Releases the GIL; one pass.
+    trusted_before_ns is racy (git's rule) and makes the answer False. Releases the GIL; one pass. Here and in the
+    other functions a record that reaches beyond its heap raises ValueError.
     """
 
 def recall(
@@ -38,5 +43,6 @@ def recall(
     """Copy blake3 and xattrs from the known table to the rows whose stat is unchanged; return the others.
 
     Rows match by path and (device, inode, size, mtime_ns, ctime_ns, mode, uid, gid) and must not be racy. The result is
-    the native uint32 indexes of rows (any type) that did not match. heap grows by the recalled xattrs.
+    the native uint32 indexes of rows (any type) that did not match; a regular file whose known row has no hash counts
+    as one. heap grows by the recalled xattrs (so nothing may export it); on an exception nothing was changed.
     """
