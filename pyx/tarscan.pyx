@@ -233,6 +233,7 @@ cdef int read_whiteout(scan_t* scan, entry_t* row, bint* skipped) noexcept nogil
     cdef size_t at
     cdef size_t part = 0
     cdef size_t length = row.path_length
+    cdef bint reserved = False
     cdef uint8_t* name
     cdef entry_t kept
     skipped[0] = False
@@ -246,7 +247,9 @@ cdef int read_whiteout(scan_t* scan, entry_t* row, bint* skipped) noexcept nogil
                 if skipped[0]:
                     return 0
         elif path[at] == 47 and at - part >= 4 and memcmp(path + part, b".wh.", 4) == 0:
-            return fail(scan, scan.header, b"expected no entry below a whiteout: '.wh.' names are reserved")
+            reserved = True  # unless aufs' own name follows
+    if reserved:
+        return fail(scan, scan.header, b"expected no entry below a whiteout: '.wh.' names are reserved")
     if length - part < 4 or memcmp(path + part, b".wh.", 4) != 0:
         return 0
     if row.flags & FLAG_HARDLINK:  # a whiteout has no content, whatever it links to
