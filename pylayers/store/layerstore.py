@@ -138,11 +138,6 @@ class LayerStore:
         """Tell whether a layer is stored. To rely on it, have a lease hold the layer first."""
         return (self.path(diff_id) / INDEX_NAME).is_file()
 
-    @translates("look at a layer")
-    def size_bytes(self, diff_id: str) -> int:
-        """Return the size of a layer's tar. Raises NotFound."""
-        return (self.path(diff_id) / TAR_NAME).stat().st_size
-
     @translates("store a layer")
     def ingest(self, *, lease: Lease | None = None) -> LayerWriter:
         """Begin a layer. On commit `lease`, or each open lease of the Store, holds it."""
