@@ -67,7 +67,7 @@ def run_key(
 
 def workdir_key(parent: bytes, path: str, user: str) -> str:
     """Return the key of a WORKDIR that may have to make its directory."""
-    return hash_fields("workdir", (parent, path.encode(errors="surrogateescape"), user.encode(errors="surrogateescape")))
+    return hash_fields("workdir", (parent, pack_texts((path, user))))
 
 
 def configure_key(parent: bytes, config: bytes) -> str:

@@ -16,7 +16,10 @@ PORT_RANGE_LIMIT = 65_535
 
 
 def configure(
-    state: StageState, instruction: df.Instruction, build_arguments: Mapping[str, str], global_arguments: Mapping[str, str]
+    state: StageState,
+    instruction: df.Instruction,
+    build_arguments: Mapping[str, str],
+    global_arguments: Mapping[str, str],
 ) -> StageState:
     """Return the state after a configuration instruction (already expanded)."""
     config = state.config

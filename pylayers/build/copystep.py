@@ -21,7 +21,9 @@ from pylayers.store.entry import SOURCE_STRUCT
 ACCOUNT_LIMIT_BYTES = 1 << 20
 
 
-def copy_trees(session: BuildSession, state: StageState, instruction: df.Copy | df.Add) -> tuple[CachedStep, StepStatus]:
+def copy_trees(
+    session: BuildSession, state: StageState, instruction: df.Copy | df.Add
+) -> tuple[CachedStep, StepStatus]:
     """Perform a COPY, or an ADD of local files."""
     check_supported(instruction)
     trees = open_trees(session, state, instruction)
@@ -214,7 +216,8 @@ def find_line(
         content = b""
     for line in content.decode(errors="surrogateescape").splitlines():
         fields = line.split(":")
-        if fields[0] == name and len(fields) >= 4 and all(field.isdigit() for field in fields[2 : 3 if what == "group" else 4]):
+        numbers = fields[2:3] if what == "group" else fields[2:4]
+        if fields[0] == name and numbers and all(number.isdigit() for number in numbers):
             return fields
     raise NotFound(f"unable to find {what} {name}: no matching entry in /{path.decode()} of the image", span=span)
 

@@ -38,7 +38,9 @@ WORD_MODE = 23
 WORD_FLAGS = 29
 SYMLINK_LIMIT = 40
 # Labels and overlay's own marks belong to the host, not to the content.
-HOST_XATTRS = (b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.", b"user.overlay.", b"system.nfs4")
+HOST_XATTRS = (
+    b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.", b"user.overlay.", b"system.nfs4",
+)  # fmt: skip
 
 
 def new_hasher() -> type:
@@ -113,8 +115,9 @@ class LocalTree:
     def rows(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
         """Return the tree's rows at a new path, ready for tarwrite."""
         self.ensure_table()
+        descriptors = struct.pack("<i", self.root_fd)
         records, heap, sources = graft.graft(
-            self.records, self.heap, self.top, self.end, prefix, struct.pack("<i", self.root_fd), SOURCE_PATH, uid, gid, mode
+            self.records, self.heap, self.top, self.end, prefix, descriptors, SOURCE_PATH, uid, gid, mode
         )
         return GraftedRows(records, heap, sources, self, self.top)
 

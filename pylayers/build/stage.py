@@ -37,7 +37,7 @@ class StageBuilder:
     def __init__(self, session: BuildSession, planned: PlannedStage, stage_count: int) -> None:
         self.session = session
         self.planned = planned
-        self.name = planned.stage.name or ("stage-%d" % planned.stage.index if stage_count > 1 else "stage")
+        self.name = planned.stage.name or (f"stage-{planned.stage.index}" if stage_count > 1 else "stage")
         self.unbroken = True  # every step so far came from the cache
 
     def run(self) -> StageState:

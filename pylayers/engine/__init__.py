@@ -40,7 +40,7 @@ class Engine:
 
     def __init__(self, store: Store, driver: str | None = None, runtime: str | None = None) -> None:
         self.store = store
-        self._driver_name = driver
+        self.driver_name = driver
         self._runtime_name = runtime or os.environ.get(RUNTIME_VARIABLE)
         self._driver: Snapshotter | None = None
         self._lock = threading.Lock()
@@ -64,7 +64,7 @@ class Engine:
 
         with self._lock:
             if self._driver is None:
-                self._driver = open_snapshotter(self.store.root, self._driver_name)
+                self._driver = open_snapshotter(self.store.root, self.driver_name)
             return self._driver
 
     def runtime(self) -> Runtime:

@@ -21,6 +21,7 @@ from pylayers.oci.reference import Reference
 if TYPE_CHECKING:
     from pylayers.engine import Engine
 
+Names = list[str]
 EPOCH = "1970-01-01T00:00:00Z"
 CHANGE_INSTRUCTIONS = (
     "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "SHELL", "STOPSIGNAL", "USER", "VOLUME",
@@ -90,7 +91,7 @@ class ImageActions:
         """Return an image by name, digest or id prefix. Raises NotFound."""
         return find_image(self._engine.store, name)
 
-    def list(self) -> list[Image]:
+    def list(self) -> Sequence[Image]:
         """Return every image, newest first."""
         metadata = self._engine.store.metadata
         return [
@@ -98,12 +99,12 @@ class ImageActions:
             for record in metadata.images.walk()
         ]
 
-    def history(self, name: str) -> list[HistoryLine]:
+    def history(self, name: str) -> Sequence[HistoryLine]:
         """Return an image's steps, newest first."""
         image = self.get(name)
         sizes = {layer.digest: layer.size_bytes for layer in image.manifest.layers}
         diff_ids = iter(image.config.diff_ids)
-        lines: list[HistoryLine] = []
+        lines = []
         for step in image.config.history:
             diff_id = None if step.empty_layer else next(diff_ids)
             size_bytes = 0 if diff_id is None else sizes.get(diff_id, 0)
@@ -121,14 +122,14 @@ class ImageActions:
         Raises Conflict for an image that a container uses (unless force, and no container runs it), or that is named
         by id while several names stand for it.
         """
-        untagged: list[str] = []
-        deleted: list[str] = []
+        untagged: Names = []
+        deleted: Names = []
         for name in names:
             self._remove_one(name, force, untagged, deleted)
         freed_bytes = self._engine.collect() if deleted else 0
         return Removal(tuple(untagged), tuple(deleted), freed_bytes)
 
-    def _remove_one(self, name: str, force: bool, untagged: list[str], deleted: list[str]) -> None:
+    def _remove_one(self, name: str, force: bool, untagged: Names, deleted: Names) -> None:
         references = self._engine.store.metadata.references
         image = self.get(name)
         tag = self._named(name, image)
@@ -138,7 +139,7 @@ class ImageActions:
             return
         if tag is None and len(image.references) > 1 and not force:
             raise Conflict(
-                f"unable to delete {image.id[7:19]} (must be forced): it has several names: {', '.join(image.references)}",
+                f"unable to delete {image.id[7:19]} (must be forced): its names are {', '.join(image.references)}",
                 hint="remove the names one by one, or use --force",
             )
         users = self._engine.containers.using_image(image.digest)
@@ -162,8 +163,8 @@ class ImageActions:
 
     def prune(self, *, everything: bool = False) -> Removal:
         """Remove images without a name (everything=True: all that no container uses)."""
-        deleted: list[str] = []
-        untagged: list[str] = []
+        deleted: Names = []
+        untagged: Names = []
         metadata = self._engine.store.metadata
         for record in list(metadata.images.walk()):
             if (record.dangling or everything) and not self._engine.containers.using_image(record.digest):

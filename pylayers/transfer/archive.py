@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, cast
 
 from pylayers.errors import IntegrityError, InvalidInput
 
@@ -18,6 +18,13 @@ COMPRESSIONS: tuple[tuple[str, bytes], ...] = (
     ("zstd", b"\x28\xb5\x2f\xfd"),
 )
 PIECE_BYTES = 1 << 20
+
+
+class Readable(Protocol):
+    """Give bytes, in order."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to size bytes, all for -1; none at the end."""
 
 
 def detect_compression(head: bytes) -> str | None:
@@ -59,7 +66,7 @@ def detect_archive(path: Path) -> str | None:
 
 
 @contextmanager
-def decompress(stream: IO[bytes], compression: str | None) -> Iterator[IO[bytes]]:
+def decompress(stream: Readable, compression: str | None) -> Iterator[Readable]:
     """Give the plain bytes of a stream; the libraries release the GIL while they decompress."""
     opened: Any
     if compression is None:
@@ -68,26 +75,26 @@ def decompress(stream: IO[bytes], compression: str | None) -> Iterator[IO[bytes]
     if compression == "gzip":
         from isal import igzip
 
-        opened = igzip.open(stream, "rb")
+        opened = igzip.open(stream, "rb")  # type: ignore[no-untyped-call]
     elif compression == "bzip2":
         import bz2
 
-        opened = bz2.open(stream, "rb")
+        opened = bz2.BZ2File(cast(IO[bytes], stream))
     elif compression == "xz":
         import lzma
 
-        opened = lzma.open(stream, "rb")
+        opened = lzma.LZMAFile(cast(IO[bytes], stream))
     elif compression == "zstd":
         import zstandard
 
-        opened = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        opened = zstandard.ZstdDecompressor().stream_reader(cast(IO[bytes], stream), read_across_frames=True)
     else:
         raise InvalidInput(f"compression {compression!r} is not known")
     with opened:
         yield opened
 
 
-def read_pieces(stream: IO[bytes], compression: str | None, name: str) -> Iterator[bytes]:
+def read_pieces(stream: Readable, compression: str | None, name: str) -> Iterator[bytes]:
     """Yield a stream's plain bytes in pieces. Raises IntegrityError where the compressed data is damaged."""
     import zlib
     from lzma import LZMAError
@@ -100,7 +107,7 @@ def read_pieces(stream: IO[bytes], compression: str | None, name: str) -> Iterat
     if compression == "gzip":
         from isal import isal_zlib
 
-        damaged = (*damaged, isal_zlib.error)
+        damaged = (*damaged, cast(type[BaseException], isal_zlib.error))
     try:
         with decompress(stream, compression) as plain:
             while piece := plain.read(PIECE_BYTES):

@@ -1,4 +1,4 @@
-"""Bring a root file system's tar in as a layer: bytes kept as they came, so that the diff_id is the tar's own digest."""
+"""Bring a root file system's tar in as a layer, its bytes kept as they came: the diff_id is the tar's own digest."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Prefixed:
         self._head = head
         self._stream = stream
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Read up to size bytes."""
         if self._head:
             taken = self._head if size < 0 else self._head[:size]

@@ -1,0 +1,392 @@
+"""Containers of an engine: create, start, look at, stop, remove."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pylayers.container import record
+from pylayers.container.isolation import ContainerMount, Isolation, Process, mount_from_request
+from pylayers.container.record import ContainerSpec, State
+from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
+from pylayers.engine.name import invent_name
+from pylayers.errors import InvalidInput, NotFound
+from pylayers.image.unpack import has_snapshot, unpack_layers
+from pylayers.image.view import Image, find_image, load_image
+from pylayers.snapshot.snapshotter import Changes
+from pylayers.store.holder import ContainerRecord
+
+if TYPE_CHECKING:
+    from pylayers.container.logs import LogRecord
+    from pylayers.diff.compare import PathChange
+    from pylayers.engine import Engine
+
+# A record without its directory is a container that removed itself; a younger one may be about to be made.
+REAP_AFTER_NS = 60 * 1_000_000_000
+CONTAINER_LABEL = "pylayers.container"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerOptions:
+    """Say how a container differs from what its image asks for."""
+
+    name: str = ""
+    environment: tuple[str, ...] = ()  # NAME=value
+    volumes: tuple[str, ...] = ()  # -v
+    mounts: tuple[str, ...] = ()  # --mount
+    tmpfs: tuple[str, ...] = ()
+    working_dir: str | None = None
+    user: str | None = None
+    entrypoint: tuple[str, ...] | None = None
+    network: str = "host"
+    hostname: str = ""
+    remove: bool = False
+    interactive: bool = False
+    terminal: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: str = ""
+    stop_timeout_s: int | None = None
+    isolation: Isolation = field(default_factory=Isolation)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """View one container. `state` is created, running, exited or dead; times are RFC 3339."""
+
+    id: str
+    name: str
+    image: str
+    image_digest: str
+    arguments: tuple[str, ...]
+    created: str
+    state: str
+    running: bool
+    exit_code: int | None
+    started: str
+    finished: str
+    pid: int
+    labels: tuple[tuple[str, str], ...]
+    mounts: tuple[ContainerMount, ...]
+    volumes: tuple[str, ...]
+
+
+class ContainerActions:
+    """What can be done with containers; reached as `engine.containers`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._parent = engine.store.directory("containers")
+
+    def create(self, image: str, command: Sequence[str] = (), options: ContainerOptions | None = None) -> Container:
+        """Make a container from an image, with its volumes made and filled; it isn't started.
+
+        Raises NotFound for the image or a --mount source, AlreadyExists for the name, InvalidInput for mounts.
+        """
+        engine, options = self._engine, options or ContainerOptions()
+        self.reap()
+        found = find_image(engine.store, image)
+        container_id = secrets.token_hex(32)
+        name = options.name or invent_name(lambda wanted: engine.store.metadata.containers.find(wanted) is not None)
+        plan = plan_mounts(options.volumes, options.mounts, options.tmpfs, found.config.config.volumes)
+        process = make_process(found, command, options)
+        runtime = engine.runtime()
+        with engine.store.lease("create") as lease:
+            lease.hold("blob", found.digest)
+            lease.hold("snapshot", container_id)
+            engine.store.metadata.containers.add(
+                ContainerRecord(container_id, name, found.digest, None, time.time_ns())
+            )
+            try:
+                spec = ContainerSpec(
+                    id=container_id,
+                    name=name,
+                    process=process,
+                    rootfs=(),
+                    runtime=runtime.command,
+                    runtime_name=runtime.name,
+                    runtime_limits=runtime.limits,
+                    image=image,
+                    image_digest=found.digest,
+                    snapshot_key=container_id,
+                    isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
+                    interactive=options.interactive,
+                    stop_signal=options.stop_signal or found.config.config.stop_signal or "SIGTERM",
+                    stop_timeout_seconds=choose_timeout(options, found),
+                    remove_on_exit=options.remove,
+                    labels=tuple({**found.config.config.labels, **options.labels}.items()),
+                )
+                self._make(spec, found, plan)
+            except BaseException:
+                self._discard(container_id)
+                raise
+        return self.get(container_id)
+
+    def _make(self, spec: ContainerSpec, image: Image, plan: MountPlan) -> None:
+        engine = self._engine
+        driver = engine.driver()
+        chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
+        rootfs = driver.prepare(spec.id, chain)
+        made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
+        fill_volumes(rootfs, made, engine.store.directory("tmp"))
+        mounts = tuple(
+            mount_from_request(request, str(made[request.target].path) if request.type == "volume" else "")
+            for request in plan.requests
+        )
+        names = tuple(volume.name for volume in made.values())
+        anonymous = tuple(volume.name for volume in made.values() if volume.anonymous)
+        spec = replace(
+            spec, rootfs=tuple(rootfs), driver=driver.name, mounts=mounts, volumes=names, anonymous_volumes=anonymous
+        )
+        record.create(self._parent / spec.id, spec)
+
+    def start(self, name: str) -> None:
+        """Start a container in the background. Raises ContainerError (125, 126, 127)."""
+        from pylayers.container.start import start
+
+        start(self._directory(name))
+
+    def attach(self, name: str) -> int:
+        """Start a container in the foreground, with this process's streams, and return its exit code."""
+        from pylayers.container.start import start
+
+        directory = self._directory(name)
+        spec = record.load_spec(directory)
+        try:
+            code = start(directory, attach=True)
+        finally:
+            if spec.remove_on_exit and not directory.exists():
+                self._discard(spec.id)
+        return code or 0
+
+    def run(
+        self, image: str, command: Sequence[str] = (), options: ContainerOptions | None = None, *, detach: bool = False
+    ) -> tuple[Container, int | None]:
+        """Create and start a container; without detach, wait for it and return its exit code as well."""
+        container = self.create(image, command, options)
+        try:
+            if detach:
+                self.start(container.id)
+                return container, None
+            return container, self.attach(container.id)
+        except BaseException:
+            if options is not None and options.remove and self._stopped(container.id):
+                self._discard(container.id)
+            raise
+
+    def _stopped(self, container_id: str) -> bool:
+        try:
+            return not self.get(container_id).running
+        except NotFound:
+            return True
+
+    def stop(self, name: str, timeout_s: float | None = None) -> None:
+        """Ask a container to end, and kill it when it doesn't in time."""
+        from pylayers.container.stop import stop
+
+        stop(self._directory(name), timeout_seconds=timeout_s)
+        self.reap()
+
+    def kill(self, name: str, signal: str = "KILL") -> None:
+        """Send a signal. Raises Conflict for a container that isn't running."""
+        from pylayers.container.stop import kill
+
+        kill(self._directory(name), signal)
+
+    def wait(self, name: str) -> int:
+        """Wait for a container to end and return its exit code."""
+        from pylayers.container.stop import wait
+
+        return wait(self._directory(name))
+
+    def remove(self, name: str, *, force: bool = False, volumes: bool = False) -> str:
+        """Remove a container with its writable layer; volumes=True takes its anonymous volumes along. Return its id."""
+        from pylayers.container.remove import remove
+
+        directory = self._directory(name)
+        spec = remove(directory, force=force)
+        self._discard(spec.id, keep_volumes=not volumes and not spec.remove_on_exit)
+        return spec.id
+
+    def _discard(self, container_id: str, *, keep_volumes: bool = False) -> None:
+        """Remove what is left of a container: snapshot, anonymous volumes, record."""
+        from pylayers.container.record import CONFIG
+        from pylayers.container.remove import delete_directory
+
+        directory = self._parent / container_id
+        if directory.exists() and not (directory / CONFIG).exists():
+            delete_directory(directory)
+        elif directory.exists():
+            self._remove_made(directory)
+        driver = self._engine.driver()
+        if has_snapshot(driver, container_id):
+            driver.remove(container_id)
+        if not keep_volumes:
+            self._engine.volumes.remove_anonymous(CONTAINER_LABEL, container_id)
+        if self._engine.store.metadata.containers.get(container_id) is not None:
+            self._engine.store.metadata.containers.delete(container_id)
+
+    def _remove_made(self, directory: Path) -> None:
+        from pylayers.container.remove import remove
+
+        remove(directory, force=True)
+
+    def reap(self) -> None:
+        """Remove what containers that removed themselves (--rm) have left in the store."""
+        oldest = time.time_ns() - REAP_AFTER_NS
+        for known in list(self._engine.store.metadata.containers.walk()):
+            if known.created_ns < oldest and not (self._parent / known.id).exists():
+                self._discard(known.id)
+
+    def list(self, *, everything: bool = False) -> Sequence[Container]:
+        """Return the running containers (everything=True: all), newest first."""
+        found = [view(spec, state) for spec, state in record.list_containers(self._parent)]
+        return [container for container in found if everything or container.running]
+
+    def get(self, name: str) -> Container:
+        """Return a container by name or id prefix. Raises NotFound, Conflict for an ambiguous prefix."""
+        directory = self._directory(name)
+        return view(record.load_spec(directory), record.load_state(directory))
+
+    def _directory(self, name: str) -> Path:
+        found = self._engine.store.metadata.containers.find(name)
+        if found is not None and (self._parent / found.id / record.CONFIG).exists():
+            return self._parent / found.id
+        raise NotFound(f"no such container: {name}", hint="pylayers ps --all")
+
+    def using_image(self, digest: str) -> Sequence[Container]:
+        """Return the containers made from an image."""
+        return [container for container in self.list(everything=True) if container.image_digest == digest]
+
+    def using_volume(self, name: str) -> Sequence[str]:
+        """Return the ids of the containers that use a volume."""
+        return [container.id[:12] for container in self.list(everything=True) if name in container.volumes]
+
+    def logs(
+        self, name: str, *, follow: bool = False, tail: int | None = None, since: str | None = None
+    ) -> Iterator[LogRecord]:
+        """Yield what a container wrote; `since` is RFC 3339 or a duration such as 10m."""
+        from pylayers.container.logs import parse_time, read_logs
+
+        since_ns = None if since is None else parse_time(since)
+        return read_logs(self._directory(name), follow=follow, tail=tail, since_ns=since_ns)
+
+    def exec(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Sequence[str] = (),
+        working_dir: str = "",
+        user: str = "",
+        terminal: bool = False,
+        interactive: bool = False,
+        detach: bool = False,
+        privileged: bool = False,
+    ) -> int:
+        """Run another process in a running container and return its exit code."""
+        from pylayers.container.exec import execute
+
+        process = Process(
+            arguments=tuple(command),
+            environment=tuple(environment),
+            working_directory=working_dir,
+            user=user,
+            terminal=terminal,
+        )
+        return execute(
+            self._directory(name), process, interactive=interactive, detach=detach, privileged=privileged
+        )
+
+    @contextmanager
+    def changes(self, container: Container) -> Iterator[Changes]:
+        """Give what a container changed as a layer table with its sources."""
+        changed = self._engine.driver().changes(container.id)
+        try:
+            yield changed
+        finally:
+            changed.close()
+
+    def diff(self, name: str) -> Sequence[PathChange]:
+        """List what a container changed, as docker diff does."""
+        from pylayers.build.state import Trees
+        from pylayers.diff.compare import list_changes
+        from pylayers.store.entry import EntryTable
+
+        container = self.get(name)
+        image = load_image(self._engine.store, container.image_digest)
+        parent = Trees(self._engine.store).merged(image.config.diff_ids)
+        with self.changes(container) as changed:
+            return list_changes(EntryTable(changed.records, changed.heap), parent)
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return everything that is known of a container, in docker's shape."""
+        from pylayers.engine.inspect import describe_container
+
+        directory = self._directory(name)
+        return describe_container(record.load_spec(directory), record.load_state(directory), directory)
+
+    def prune(self) -> Sequence[str]:
+        """Remove every container that isn't running; return their ids."""
+        self.reap()
+        return [
+            self.remove(container.id) for container in self.list(everything=True) if not container.running
+        ]
+
+
+def view(spec: ContainerSpec, state: State) -> Container:
+    """Return the view of a container."""
+    running = state.status == record.RUNNING
+    return Container(
+        id=spec.id,
+        name=spec.name,
+        image=spec.image,
+        image_digest=spec.image_digest,
+        arguments=spec.process.arguments,
+        created=spec.created,
+        state=state.status,
+        running=running,
+        exit_code=None if running or state.status == record.CREATED else state.exit_code,
+        started=state.started,
+        finished=state.finished,
+        pid=state.pid if running else 0,
+        labels=spec.labels,
+        mounts=spec.mounts,
+        volumes=spec.volumes,
+    )
+
+
+def make_process(image: Image, command: Sequence[str], options: ContainerOptions) -> Process:
+    """Join the image's configuration and the options: ENTRYPOINT and CMD as docker joins them."""
+    config = image.config.config
+    if options.entrypoint is not None:
+        arguments = (*options.entrypoint, *command)
+    elif command:
+        arguments = (*(config.entrypoint or ()), *command)
+    else:
+        arguments = (*(config.entrypoint or ()), *(config.cmd or ()))
+    if not arguments:
+        raise InvalidInput("no command specified", hint="give a command after the image's name")
+    environment = dict(entry.partition("=")[::2] for entry in config.env)
+    for entry in options.environment:
+        variable, _, value = entry.partition("=")
+        environment[variable] = value
+    return Process(
+        arguments=arguments,
+        environment=tuple(f"{variable}={value}" for variable, value in environment.items()),
+        working_directory=options.working_dir or config.working_dir or "/",
+        user=options.user if options.user is not None else config.user,
+        terminal=options.terminal,
+    )
+
+
+def choose_timeout(options: ContainerOptions, image: Image) -> int:
+    """Return the seconds between the stop signal and the kill."""
+    if options.stop_timeout_s is not None:
+        return options.stop_timeout_s
+    configured = image.config.config.stop_timeout_s
+    return 10 if configured is None else configured

@@ -1,0 +1,87 @@
+"""Plan and prepare a container's mounts: -v, --mount, --tmpfs and the image's own VOLUMEs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.snapshotter import Mount
+from pylayers.volume.initialise import initialise
+from pylayers.volume.parse import (
+    MountRequest,
+    check_duplicates,
+    parse_mount,
+    parse_tmpfs,
+    parse_volume,
+    prepare_bind,
+)
+from pylayers.volume.volumes import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """Say what will be mounted; parents come before what lies inside them."""
+
+    requests: tuple[MountRequest, ...]
+
+
+def plan_mounts(
+    volumes: Sequence[str], mounts: Sequence[str], tmpfs: Sequence[str], declared: Sequence[str]
+) -> MountPlan:
+    """Parse every mount; a VOLUME of the image without a mount of its own becomes an anonymous volume."""
+    requests = [parse_volume(given) for given in volumes]
+    requests += [parse_mount(given) for given in mounts]
+    requests += [parse_tmpfs(given) for given in tmpfs]
+    check_duplicates(requests)
+    targets = {request.target for request in requests}
+    for path in declared:
+        request = parse_volume(path)
+        if request.target not in targets:
+            requests.append(request)
+            targets.add(request.target)
+    for request in requests:
+        prepare_bind(request)
+    return MountPlan(tuple(sorted(requests, key=lambda request: request.target.split("/"))))
+
+
+@dataclass(frozen=True, slots=True)
+class MadeVolume:
+    """A volume that exists, and whether it is to be filled from the image."""
+
+    volume: Volume
+    nocopy: bool
+
+    @property
+    def path(self) -> Path:
+        """Return its _data directory."""
+        return self.volume.path
+
+    @property
+    def name(self) -> str:
+        """Return its name."""
+        return self.volume.name
+
+    @property
+    def anonymous(self) -> bool:
+        """Tell whether it goes with its container."""
+        return self.volume.anonymous
+
+
+def fill_volumes(rootfs: Sequence[Mount], made: Mapping[str, MadeVolume], work_directory: Path) -> None:
+    """Fill the empty volumes from the image's content at their targets; mounts the root only when one is empty."""
+    empty = {
+        target: one for target, one in made.items() if not one.nocopy and not any(True for _ in os.scandir(one.path))
+    }
+    if not empty:
+        return
+    readonly = [replace(mount, readonly=True) if mount.type == "bind" else mount for mount in rootfs]
+    with mounted(readonly, work_directory) as root:
+        root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for target, one in empty.items():
+                initialise(one.path, root_fd, target)
+        finally:
+            os.close(root_fd)

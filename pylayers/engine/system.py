@@ -1,0 +1,176 @@
+"""The whole root: what is in it, what it takes, and taking away what nothing needs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pylayers.errors import Conflict, NotFound, PylayersError
+from pylayers.image.unpack import has_snapshot
+from pylayers.volume.volumes import disk_bytes
+
+if TYPE_CHECKING:
+    from pylayers.engine import Engine
+    from pylayers.snapshot.select import DriverStatus
+    from pylayers.store.check import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """Count one kind of thing, as system df shows it."""
+
+    kind: str
+    total: int
+    active: int
+    size_bytes: int
+    reclaimable_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """Say what a prune removed."""
+
+    containers: tuple[str, ...]
+    images: tuple[str, ...]
+    volumes: tuple[str, ...]
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriverRow:
+    """One row of driver ls."""
+
+    status: DriverStatus
+    chosen: bool
+
+
+class SystemActions:
+    """What can be asked of and done with the root; reached as `engine.system`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def info(self) -> dict[str, Any]:
+        """Describe the root, the machine and what was chosen on it."""
+        from pylayers.container.runtime import cgroup_mode, probe_runtimes
+        from pylayers.snapshot.select import choose_driver
+
+        engine = self._engine
+        containers = engine.containers.list(everything=True)
+        try:
+            driver = choose_driver(engine.root, engine.driver_name)
+        except PylayersError as error:
+            driver = f"none ({error.message})"
+        try:
+            runtime = engine.runtime().name
+        except PylayersError as error:
+            runtime = f"none ({error.message})"
+        return {
+            "Root": str(engine.root),
+            "Driver": driver,
+            "Containers": len(containers),
+            "ContainersRunning": sum(container.running for container in containers),
+            "Images": len(list(engine.store.metadata.images.walk())),
+            "Runtime": runtime,
+            "Runtimes": {probe.name: probe.path or probe.reason for probe in probe_runtimes()},
+            "CgroupMode": cgroup_mode(),
+            "KernelVersion": platform.release(),
+            "Architecture": platform.machine(),
+            "NCPU": os.cpu_count() or 1,
+        }
+
+    def usage(self) -> list[UsageRow]:
+        """Count images, containers, volumes and build cache: disk bytes, and how many of them a prune would free."""
+        return [self._image_usage(), self._container_usage(), self._volume_usage(), self._cache_usage()]
+
+    def _image_usage(self) -> UsageRow:
+        store = self._engine.store
+        records = list(store.metadata.images.walk())
+        used = {container.image_digest for container in self._engine.containers.list(everything=True)}
+        layers = {diff_id for record in records for diff_id in record.diff_ids}
+        kept = {diff_id for record in records if record.digest in used for diff_id in record.diff_ids}
+        sizes = {diff_id: store.layers.size_bytes(diff_id) for diff_id in layers}
+        active = sum(record.digest in used for record in records)
+        free = sum(sizes[diff_id] for diff_id in layers - kept)
+        return UsageRow("Images", len(records), active, sum(sizes.values()), free)
+
+    def _container_usage(self) -> UsageRow:
+        containers = self._engine.containers.list(everything=True)
+        sizes: dict[str, int] = {}
+        if containers:
+            driver = self._engine.driver()
+            for container in containers:
+                try:
+                    sizes[container.id] = driver.usage(container.id).size_bytes
+                except NotFound:
+                    sizes[container.id] = 0
+        running = [container for container in containers if container.running]
+        free = sum(sizes[container.id] for container in containers if not container.running)
+        return UsageRow("Containers", len(containers), len(running), sum(sizes.values()), free)
+
+    def _volume_usage(self) -> UsageRow:
+        volumes = self._engine.volumes.list()
+        sizes = {volume.name: disk_bytes(volume.path) for volume in volumes}
+        active = {volume.name for volume in volumes if self._engine.containers.using_volume(volume.name)}
+        free = sum(size for name, size in sizes.items() if name not in active)
+        return UsageRow("Local Volumes", len(volumes), len(active), sum(sizes.values()), free)
+
+    def _cache_usage(self) -> UsageRow:
+        store = self._engine.store
+        steps = list(store.metadata.steps.walk())
+        in_images = {diff_id for record in store.metadata.images.walk() for diff_id in record.diff_ids}
+        layers = {step.diff_id for step in steps if step.diff_id is not None and step.diff_id not in in_images}
+        size = sum(store.layers.size_bytes(diff_id) for diff_id in layers if store.layers.exists(diff_id))
+        return UsageRow("Build Cache", len(steps), sum(step.diff_id in in_images for step in steps), size, size)
+
+    def prune(self, *, everything: bool = False, volumes: bool = False) -> PruneResult:
+        """Remove stopped containers, unused images and the build cache; volumes=True: anonymous volumes as well."""
+        engine = self._engine
+        containers = engine.containers.prune()
+        images = engine.images.prune(everything=everything)
+        names, volume_bytes = engine.volumes.prune() if volumes else ([], 0)
+        freed = self.collect(keep_cache=False)
+        return PruneResult(
+            tuple(containers), images.deleted, tuple(names), images.freed_bytes + volume_bytes + freed
+        )
+
+    def collect(self, *, keep_cache: bool = True) -> int:
+        """Delete what nothing needs, and the snapshots of its chains; return the bytes freed in the store."""
+        from pylayers.snapshot.select import has_data
+
+        engine = self._engine
+        collected = engine.store.collect(keep_cache=keep_cache)
+        if collected.chains and any(has_data(engine.root, name) for name in os.listdir(engine.root)):
+            self._remove_snapshots(collected.chains)
+        return collected.freed_bytes
+
+    def _remove_snapshots(self, chains: tuple[str, ...]) -> None:
+        """Remove the snapshots of chains that are gone, children first."""
+        driver = self._engine.driver()
+        wanted = set(chains)
+        for snapshot in reversed(list(driver.walk())):
+            if snapshot.name in wanted and has_snapshot(driver, snapshot.name):
+                try:
+                    driver.remove(snapshot.name)
+                except Conflict:
+                    continue  # a container made meanwhile stands on it; the next prune takes it
+
+    def drivers(self) -> list[DriverRow]:
+        """Probe every storage driver, and tell which one is chosen."""
+        from pylayers.snapshot.select import choose_driver, list_drivers
+
+        try:
+            chosen = choose_driver(self._engine.root, self._engine.driver_name)
+        except PylayersError:
+            chosen = ""
+        return [DriverRow(status, status.name == chosen) for status in list_drivers(self._engine.root)]
+
+    def check(self, *, repair: bool = False) -> list[Problem]:
+        """Read the whole store and compare it with its digests."""
+        return self._engine.store.check(repair=repair)
+
+    def rebuild(self) -> None:
+        """Make the database again from the files."""
+        self._engine.store.rebuild()
