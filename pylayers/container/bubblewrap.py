@@ -32,14 +32,7 @@ def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | N
     arguments = ["--bind", str(root), "/"]
     for mount in config["mounts"]:
         arguments += _mount(mount)
-    for path in config["linux"].get("readonlyPaths", ()):
-        if os.path.exists(path):
-            arguments += ["--ro-bind", path, path]
-    for path in config["linux"].get("maskedPaths", ()):
-        if os.path.isdir(path):
-            arguments += ["--tmpfs", path, "--remount-ro", path]
-        elif os.path.exists(path):
-            arguments += ["--ro-bind", os.devnull, path]
+    arguments += _hidden(config["linux"])
     if config["root"]["readonly"]:
         arguments += ["--remount-ro", "/"]  # only now: bwrap makes the mount points itself
     arguments += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", config["hostname"], "--as-pid-1"]
@@ -57,6 +50,19 @@ def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | N
     if info_fd is not None:
         arguments += ["--info-fd", str(info_fd)]
     return [*arguments, "--", *process["args"]]
+
+
+def _hidden(linux: dict[str, Any]) -> list[str]:
+    arguments: list[str] = []
+    for path in linux.get("readonlyPaths", ()):
+        if os.path.exists(path):
+            arguments += ["--ro-bind", path, path]
+    for path in linux.get("maskedPaths", ()):
+        if os.path.isdir(path):
+            arguments += ["--tmpfs", path, "--remount-ro", path]
+        elif os.path.exists(path):
+            arguments += ["--ro-bind", os.devnull, path]
+    return arguments
 
 
 def _refuse(config: dict[str, Any]) -> None:

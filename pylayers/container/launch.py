@@ -190,8 +190,8 @@ def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bo
     try:
         import signal
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
+        for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+            signal.signal(caught, signal.SIG_DFL)
         # First out of the way: a source may have one of the numbers 0 to 2.
         copies = [os.dup(descriptor) for descriptor in standard]
         for number, copy in enumerate(copies):
@@ -202,7 +202,7 @@ def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bo
 
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        os.execvpe(command[0], command, minimal_environment())
+        os.execvpe(command[0], command, minimal_environment())  # noqa: S606
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(2, f"{command[0]}: {error}\n".encode())

@@ -2,7 +2,8 @@
 
 One such process stays with every started container in place of a daemon. It mounts the root file system, lets the
 runtime start the container, becomes its parent (subreaper), copies its output to container.log and to the caller,
-records the exit code, and cleans up. It tells the caller what happened in JSON lines on STATUS. All but the first argument are descriptors, -1 for none.
+records the exit code, and cleans up. It tells the caller what happened in JSON lines on STATUS. All arguments but the
+first are descriptors, -1 for none.
 """
 
 from __future__ import annotations
@@ -216,7 +217,12 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     become_subreaper()
     monitor = Monitor(Path(directory), int(status_fd), int(lock_fd), (int(client[0]), int(client[1]), int(client[2])))
-    signal.signal(signal.SIGWINCH, lambda *_: monitor.launched and monitor.launched.resize(monitor.client_in))
+
+    def resized(*_: object) -> None:
+        if monitor.launched is not None:
+            monitor.launched.resize(monitor.client_in)
+
+    signal.signal(signal.SIGWINCH, resized)
     try:
         monitor.run()
     except PylayersError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -63,15 +64,19 @@ def start(
 def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> int:
     """Start the monitor, and return the read end of its reports."""
     read_end, write_end = os.pipe()
+    copies: list[int] = []
     try:
-        passed = [write_end, lock_fd, *(descriptor for descriptor in client if descriptor >= 0)]
+        # The monitor has its own 0, 1 and 2.
+        for descriptor in client:
+            copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor >= 0 else -1)
+        passed = [write_end, lock_fd, *(copy for copy in copies if copy >= 0)]
         environment = dict(os.environ)
         environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
         # -S: the monitor needs the standard library and this package only, and starts in half the time.
         command = [sys.executable, "-S", "-m", "pylayers.container.monitor", str(directory.absolute())]
         with (directory / "monitor.log").open("wb") as log:
             child = subprocess.Popen(
-                [*command, str(write_end), str(lock_fd), *map(str, client)],
+                [*command, str(write_end), str(lock_fd), *map(str, copies)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -85,7 +90,8 @@ def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> in
         os.close(read_end)
         raise translate_os_error(error, "start the container's monitor") from error
     finally:
-        os.close(write_end)
+        for descriptor in (write_end, *(copy for copy in copies if copy >= 0)):
+            os.close(descriptor)
     return read_end
 
 

@@ -110,7 +110,10 @@ def _await_monitor(state: State) -> None:
 
 
 def kill(directory: Path, signal_name: str = "SIGKILL") -> None:
-    """Send a signal by name. After SIGKILL, returns once the end is recorded. Raises NotFound, Conflict, InvalidInput."""
+    """Send a signal by name; after SIGKILL, return once the end is recorded.
+
+    Raises NotFound, Conflict (not running), InvalidInput.
+    """
     number = parse_signal(signal_name)
     state = load_state(directory)
     send_signal(directory, number)
