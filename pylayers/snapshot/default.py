@@ -22,7 +22,7 @@ from pylayers.snapshot.catalog import Catalog, Record
 from pylayers.snapshot.changeset import disk_usage, pack_changes
 from pylayers.snapshot.mount import is_mounted_from, mount, unmount
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind, SnapshotStat, Usage
-from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, Entry, EntryTable
+from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, Entry, EntryTable, TableBuilder
 from pylayers.store.layer import Layer
 
 if TYPE_CHECKING:
@@ -123,21 +123,22 @@ class DefaultSnapshotter:
     def changes(self, key: str) -> Changes:
         """Return the changes of an active or committed snapshot, by walking it and its parent.
 
-        A file is unchanged when type, mode, owner, device, xattrs, links, size and mtime (ns) are the parent's and so is
-        its content; `hash_undecided` tells whose content is read.
+        A file is unchanged when type, mode, owner, device, xattrs, links, size and mtime (ns) are the parent's and so
+        is its content; `hash_undecided` tells whose content is read.
         """
         record = self._changeable(key)
         with translated(f"find the changes of snapshot {key!r}"):
             new_fd = self._open_tree(record)
+            old_fd = -1
             try:
-                old_fd = self._open_parent_tree(record)
-                try:
-                    return self._compare(old_fd, new_fd, self._untouched_before_ns(record))
-                finally:
-                    os.close(old_fd)
+                old_fd = -1 if record.parent is None else self._open_parent_tree(record.parent)
+                return self._compare(old_fd, new_fd, self._untouched_before_ns(record))
             except BaseException:
                 os.close(new_fd)
                 raise
+            finally:
+                if old_fd >= 0:
+                    os.close(old_fd)
 
     def close(self) -> None:
         """Release descriptors. Mounts made by callers are theirs."""
@@ -171,13 +172,9 @@ class DefaultSnapshotter:
             return open_mounted(self._mounts(record))
         return self._open_view(record.name)
 
-    def _open_parent_tree(self, record: Record) -> int:
-        """Open the top of the parent's tree, an empty directory where there is no parent."""
-        if record.parent is not None:
-            return self._open_view(record.parent)
-        with tempfile.TemporaryDirectory(prefix="pylayers-empty-") as empty:
-            os.chmod(empty, 0o755)  # noqa: S103 - what a root without parent has
-            return os.open(empty, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _open_parent_tree(self, parent: str) -> int:
+        """Open the top of a committed parent's whole tree."""
+        return self._open_view(parent)
 
     def _open_view(self, parent: str) -> int:
         key = f"{parent}.walk.{os.urandom(8).hex()}"
@@ -190,7 +187,7 @@ class DefaultSnapshotter:
     def _compare(self, old_fd: int, new_fd: int, untouched_before_ns: int) -> Changes:
         import numpy as np
 
-        old = EntryTable(*walk.walk(old_fd, xattrs=True))
+        old = EntryTable(*walk.walk(old_fd, xattrs=True)) if old_fd >= 0 else empty_tree()
         new_records, new_heap = walk.walk(new_fd, xattrs=True)
         new = EntryTable(new_records, new_heap)
         hash_undecided(old_fd, old, new_fd, new, untouched_before_ns)
@@ -232,6 +229,13 @@ def hash_undecided(old_fd: int, old: EntryTable, new_fd: int, new: EntryTable, u
     if pairs:
         _hash_rows(old_fd, old, [pair[0] for pair in pairs])
         _hash_rows(new_fd, new, [pair[1] for pair in pairs])
+
+
+def empty_tree() -> EntryTable:
+    """Give the table of a snapshot without a parent that nobody wrote to."""
+    builder = TableBuilder()
+    builder.add(b"", Entry(mode=stat.S_IFDIR | 0o755))
+    return builder.build()[0]
 
 
 def open_mounted(mounts: list[Mount]) -> int:

@@ -30,7 +30,7 @@ class LowerStack:
     """
 
     def __init__(self, layers: Sequence[Path]) -> None:
-        self._layers = tuple(os.fsencode(layer) for layer in layers)
+        self._layers = tuple(os.fsencode(os.path.realpath(layer)) for layer in layers)  # the short names are symlinks
         self._directories: dict[bytes, Found | None] = {}
 
     def find(self, path: bytes) -> Found | None:

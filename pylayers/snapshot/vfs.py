@@ -47,10 +47,8 @@ class Driver(DefaultSnapshotter):
     def _open_tree(self, record: Record) -> int:
         return os.open(self._tree(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def _open_parent_tree(self, record: Record) -> int:
-        if record.parent is None:
-            return super()._open_parent_tree(record)
-        return self._open_tree(self.catalog.get(record.parent))
+    def _open_parent_tree(self, parent: str) -> int:
+        return self._open_tree(self.catalog.get(parent))
 
     def _untouched_before_ns(self, record: Record) -> int:
         """Every file was made by the copy, so whatever has an older ctime than its end was not changed since."""

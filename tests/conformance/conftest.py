@@ -1,0 +1,67 @@
+"""Real file systems for the conformance suites: the tests' own directory where it can serve, and loop files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pylayers.snapshot import overlay2
+
+pytest.register_assert_rewrite(
+    *(
+        f"tests.conformance.{name}"
+        for name in ("snapshotter_suite", "content_suite", "foreign_suite", "crash_suite", "stage")
+    )
+)
+
+LOOP_SIZES = {"ext4": 256 << 20, "xfs": 320 << 20, "btrfs": 256 << 20}
+MKFS_OPTIONS = {"ext4": ["-q", "-F"], "xfs": ["-q"], "btrfs": ["-q"]}
+
+
+@contextmanager
+def loop_file_system(kind: str, directory: Path) -> Iterator[Path]:
+    """Mount a new file system from a sparse loop file; skips where that can't be done."""
+    mkfs = shutil.which(f"mkfs.{kind}", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if mkfs is None:
+        pytest.skip(f"mkfs.{kind} is not installed")
+    image, point = directory / f"{kind}.img", directory / kind
+    point.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(LOOP_SIZES[kind])
+    subprocess.run([mkfs, *MKFS_OPTIONS[kind], str(image)], check=True, capture_output=True)
+    done = subprocess.run(["mount", "-o", "loop", str(image), str(point)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a {kind} loop file: {done.stderr.strip()}")
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", str(point)], check=True, capture_output=True)
+        image.unlink()
+
+
+@pytest.fixture(scope="session", params=["own", "xfs", "btrfs"])
+def file_system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a directory on each file system; "own" is the tests' own, or a loop ext4 where overlayfs can't use that."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root for mounts, devices and owners")
+    directory = tmp_path_factory.mktemp(f"fs-{request.param}")
+    if request.param == "own" and overlay2.probe(directory).usable:
+        yield directory
+        return
+    with loop_file_system("ext4" if request.param == "own" else request.param, directory) as point:
+        yield point
+
+
+@pytest.fixture
+def ground(file_system: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Give an empty directory on the file system, removed afterwards."""
+    directory = file_system / f"t{abs(hash(request.node.nodeid)):x}"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
