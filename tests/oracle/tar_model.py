@@ -149,6 +149,7 @@ class Model:
             self.whiteouts.add(b"/".join([*parts[:-1], hidden]))
             return
         if kind == tarfile.LNKTYPE:
+            self.remove_below(path)  # as extracting would, before it links: the target may have lain there
             target = self.files.get(clean(link))
             if target is None or S_IFMT(target.mode) == S_IFDIR:
                 raise Refused(path)
