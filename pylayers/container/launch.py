@@ -111,8 +111,12 @@ def _write_bundle(directory: Path, spec: ContainerSpec) -> dict[str, Any]:
 
 
 def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any], client_in: int) -> Launched:
-    from pylayers.container.terminal import ConsoleSocket, copy_size
+    from pylayers.container.terminal import ConsoleSocket, copy_size, size
 
+    if client_in >= 0 and (rows_columns := size(client_in)):
+        # From the start: a program may ask before the terminal has come to us.
+        config["process"]["consoleSize"] = {"height": rows_columns[0], "width": rows_columns[1]}
+        write_config(directory / "bundle", config)
     if spec.runtime_name == BUBBLEWRAP:
         master, slave = os.openpty()
         if client_in >= 0:
@@ -130,9 +134,8 @@ def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any
         finally:
             os.close(nothing)
             console.close()
-        if client_in >= 0:
-            copy_size(client_in, master)
     launched.terminal = master
+    launched.resize(client_in)
     launched.streams = {master: "stdout"}
     return launched
 

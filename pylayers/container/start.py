@@ -44,14 +44,14 @@ def start(
         status_fd = _spawn_monitor(directory, lock_fd, client)
     reports = _Reports(status_fd)
     try:
-        monitor_pid = _check_started(directory, reports)
         if not attach:
+            _check_started(directory, reports)
             return None
-        with (
-            _client_terminal(stdin_fd, spec.interactive and spec.process.terminal, monitor_pid),
-            _forwarding(directory),
-        ):
-            ended = reports.next()
+        # Handlers first: the container can say that it is ready before we have read that it was started.
+        with _forwarding(directory):
+            monitor_pid = _check_started(directory, reports)
+            with _client_terminal(stdin_fd, spec.interactive and spec.process.terminal, monitor_pid):
+                ended = reports.next()
     finally:
         os.close(status_fd)
     if ended is None or "exit" not in ended:

@@ -51,11 +51,20 @@ class ConsoleSocket:
         os.close(self._directory)
 
 
+def size(descriptor: int) -> tuple[int, int] | None:
+    """Return a terminal's rows and columns; None for anything else."""
+    try:
+        rows, columns, _, _ = SIZE.unpack(fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(SIZE.size)))
+    except OSError:
+        return None
+    return rows, columns
+
+
 def copy_size(source_fd: int, target_fd: int) -> None:
     """Give one terminal the size of another; anything that isn't a terminal is left alone."""
     with contextlib.suppress(OSError):
-        size = fcntl.ioctl(source_fd, termios.TIOCGWINSZ, bytes(SIZE.size))
-        fcntl.ioctl(target_fd, termios.TIOCSWINSZ, size)
+        packed = fcntl.ioctl(source_fd, termios.TIOCGWINSZ, bytes(SIZE.size))
+        fcntl.ioctl(target_fd, termios.TIOCSWINSZ, packed)
 
 
 @contextlib.contextmanager
