@@ -5,7 +5,7 @@ Tables come from mapped files, so nothing in them is believed: every row a loop 
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from entry cimport FLAG_HARDLINK, entry_t
+from entry cimport FLAG_HARDLINK, FLAG_WHITEOUT, entry_t
 from pathsort cimport compare_bytes, is_below
 
 cdef enum:
@@ -57,16 +57,27 @@ cdef inline int check_row(const table_t* table, const entry_t* row) noexcept nog
             and (row.xattr_length == 0 or is_within(table, row.xattr_offset, row.xattr_length)))
 
 cdef inline int check_table(const table_t* table, refusal_t* refusal) noexcept nogil:
-    """Check all rows: heap bounds, strictly ascending paths, the root as a directory."""
+    """Check all rows: heap bounds, strictly ascending paths, nothing below what is no directory."""
     cdef size_t at
+    cdef const entry_t* before
+    cdef const entry_t* row
     if table.count >= NO_ROW:
         return refuse(refusal, b"too many rows", 0)
     for at in range(table.count):
-        if not check_row(table, &table.rows[at]):
+        row = &table.rows[at]
+        if not check_row(table, row):
             return refuse(refusal, b"points outside the heap", at)
-        if at and compare_rows(table, &table.rows[at - 1], table, &table.rows[at]) >= 0:
+        if at == 0:
+            continue
+        before = row - 1
+        if compare_rows(table, before, table, row) >= 0:
             return refuse(refusal, b"is not after the row before it in component order", at)
-    if table.count and table.rows[0].path_length == 0 and not is_folder(&table.rows[0]):
+        # what lies below a row follows it at once, so looking one row back finds every misplaced subtree
+        if (before.flags & FLAG_WHITEOUT or not is_folder(before)) and is_below(
+                path_of(table, row), row.path_length, path_of(table, before), before.path_length):
+            return refuse(refusal, b"lies below a row that is no directory", at)
+    if table.count and table.rows[0].path_length == 0 and (
+            table.rows[0].flags & FLAG_WHITEOUT or not is_folder(&table.rows[0])):
         return refuse(refusal, b"is the root but no directory", 0)
     return 0
 

@@ -191,9 +191,6 @@ cdef inline int merge_path(merge_t* m) noexcept nogil:
     if row.path_length and (above == NULL or not above.open or not is_child(folder.path, folder.length, above.length)):
         m.refusal.layer = layer
         return refuse(m.refusal, b"has no row for the directory it lies in", m.at[layer] - 1)
-    if row.path_length == 0 and row.flags & FLAG_WHITEOUT:
-        m.refusal.layer = layer
-        return refuse(m.refusal, b"is a whiteout of the root", 0)
     if judge_same(m, above.floor if above != NULL else 0, &pick, &folder):
         if pick_file(m, &pick) < 0:
             return -1
