@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from pylayers._native.copyup import copy_file, copy_tree
 
 NAME = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 47} & set(name) and name not in (b".", b".."))
-CONTENT = st.one_of(st.binary(max_size=200), st.integers(0, 200_000).map(bytes), st.just(os.urandom(90_000)))
+CONTENT = st.one_of(
+    st.binary(max_size=200),
+    st.integers(0, 200_000).map(bytes),
+    st.integers(0, 9).map(lambda seed: random.Random(seed).randbytes(90_000)),
+)
 NODE = st.recursive(
     st.one_of(
         st.tuples(st.just("file"), CONTENT),
