@@ -43,11 +43,11 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
             hint=f"bring one in with: pylayers import ROOTFS.tar {wanted.lower()}",
             span=span,
         )
+    session.hold("blob", digest)
     image = load_image(session.store, digest)
     offered = Platform(image.config.os, image.config.architecture, image.config.variant)
     if platform.rank(offered) is None:
         raise InvalidInput(f"{wanted} is for {offered}, and {platform} is wanted", span=span)
-    session.hold("blob", digest)
     for diff_id in image.config.diff_ids:
         session.hold("layer", diff_id)
     return StageState(

@@ -180,6 +180,7 @@ def finish(session: BuildSession, state: StageState, references: list[Reference]
         diff_ids=state.diff_ids,
         history=state.history,
     )
+    session.cache.touch(session.hits)
     session.trees.record(state.diff_ids)
     image = assemble(store, config, [store.layers.size_bytes(diff_id) for diff_id in state.diff_ids])
     for reference in references:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,19 +17,23 @@ class CachedStep:
 
     diff_id: str | None
     size_bytes: int
+    chain_id: str | None = None  # where the layer was made: a prune keeps that chain's snapshot for the next RUN
 
 
 class BuildCache(Protocol):
     """Keep step results; every back end speaks this."""
 
     def lookup(self, key: str) -> CachedStep | None:
-        """Return what a key led to, if its layer is still there."""
+        """Return what a key led to."""
 
     def expects(self, partial_key: str) -> bool:
         """Tell whether any step with this partial key was ever recorded."""
 
     def record(self, key: str, partial_key: str, kind: str, instruction: str, step: CachedStep) -> None:
         """Keep a step's result."""
+
+    def touch(self, keys: Sequence[str]) -> None:
+        """Note that steps were used."""
 
 
 class LocalCache:
@@ -37,11 +43,9 @@ class LocalCache:
         self._store = store
 
     def lookup(self, key: str) -> CachedStep | None:
-        """Return what a key led to, if its layer is still there."""
+        """Return what a key led to; its layer may be collected until it is held, see BuildSession.reuse."""
         found = self._store.metadata.steps.get(key)
-        if found is None or (found.diff_id is not None and not self._store.layers.exists(found.diff_id)):
-            return None
-        return CachedStep(found.diff_id, found.size_bytes)
+        return None if found is None else CachedStep(found.diff_id, found.size_bytes, found.chain_id)
 
     def expects(self, partial_key: str) -> bool:
         """Tell whether any step with this partial key was ever recorded."""
@@ -49,13 +53,21 @@ class LocalCache:
 
     def record(self, key: str, partial_key: str, kind: str, instruction: str, step: CachedStep) -> None:
         """Keep a step's result."""
+        now_ns = time.time_ns()
         self._store.metadata.steps.put(
             StepRecord(
                 key=key,
                 partial_key=partial_key,
                 kind=kind,
                 diff_id=step.diff_id,
+                chain_id=step.chain_id,
                 size_bytes=step.size_bytes,
+                created_ns=now_ns,
+                last_used_ns=now_ns,
                 instruction=instruction,
             )
         )
+
+    def touch(self, keys: Sequence[str]) -> None:
+        """Note that steps were used; writes only what was last noted over an hour ago."""
+        self._store.metadata.steps.touch(keys, time.time_ns())

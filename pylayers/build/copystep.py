@@ -48,26 +48,26 @@ def copy_opened(
     # Without a step of this shape on record no content can hit: the hashes then come out of the one writing pass.
     if not no_cache and (all_remembered(trees) or session.cache.expects(partial)):
         key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
-        found = session.cache.lookup(key)
+        found = session.reuse(key)
         if found is not None:
             return found, StepStatus.CACHED
     owner = resolve_owner(session, state, instruction)
     merged = session.trees.merged(state.diff_ids)
     rows = lay_out(merged, trees, destination, owner, session.epoch_s, instruction.span)
-    made = store_rows(session, rows)
+    made = store_rows(session, state, rows)
     if key is None:
         key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
     session.cache.record(key, partial, "copy", instruction.original, made)
     return made, StepStatus.BUILT
 
 
-def store_rows(session: BuildSession, rows: LayerRows) -> CachedStep:
+def store_rows(session: BuildSession, state: StageState, rows: LayerRows) -> CachedStep:
     """Write a layer and hand the hashes back to the trees that it came from."""
     from pylayers.diff.write import write_layer
 
     layer = write_layer(session.store, rows.records, rows.heap, rows.sources)
     rows.give_back_hashes()
-    return CachedStep(layer.diff_id, layer.size_bytes)
+    return session.made(state, layer.diff_id, layer.size_bytes)
 
 
 def all_remembered(trees: list[SourceTree]) -> bool:
@@ -237,4 +237,4 @@ def make_directory(session: BuildSession, state: StageState, path: str, span: So
     ancestors.need(found.path)
     made = ancestors.table()
     sources = SOURCE_STRUCT.pack(-1, 0, 0, 0) * len(made)
-    return store_rows(session, LayerRows(bytearray(made.records), bytearray(made.heap), bytearray(sources), []))
+    return store_rows(session, state, LayerRows(bytearray(made.records), bytearray(made.heap), bytearray(sources), []))

@@ -94,7 +94,7 @@ def execute(
                 exit_status=status.code,
                 log_tail=tail.take(),
             )
-        made, committed = keep_changes(session, driver, key, parent)
+        made, committed = keep_changes(session, state, driver, key)
         return made
     finally:
         if not committed:
@@ -102,7 +102,7 @@ def execute(
 
 
 def keep_changes(
-    session: BuildSession, driver: Snapshotter, key: str, parent: str | None
+    session: BuildSession, state: StageState, driver: Snapshotter, key: str
 ) -> tuple[CachedStep, bool]:
     """Store a snapshot's changes as a layer and commit it under its chain id; False when the key is still there."""
     changes = driver.changes(key)
@@ -112,11 +112,10 @@ def keep_changes(
         layer = write_layer(session.store, changes.records, changes.heap, changes.sources)
     finally:
         changes.close()
-    session.hold("layer", layer.diff_id)
-    made = CachedStep(layer.diff_id, layer.size_bytes)
+    made = session.made(state, layer.diff_id, layer.size_bytes)
     try:
         # The upper directory is the layer unpacked: nobody has to unpack it again.
-        driver.commit(extend_chain(parent, layer.diff_id), key)
+        driver.commit(extend_chain(state.chain_id, layer.diff_id), key)
     except AlreadyExists:
         return made, False
     return made, True

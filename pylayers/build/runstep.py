@@ -31,10 +31,9 @@ def run_command(
     working_dir = state.config.working_dir or "/"
     parent = session.trees.identity(state.diff_ids)
     key = run_key(parent, command, keyed, working_dir, state.config.user, (network,), ())
-    if not session.options.no_cache:
-        found = session.cache.lookup(key)
-        if found is not None:
-            return found, StepStatus.CACHED
+    found = session.reuse(key)
+    if found is not None:
+        return found, StepStatus.CACHED
     from pylayers.build.runexecute import execute  # what only an execution needs isn't loaded for a cached step
 
     made = execute(session, state, instruction, command, environment, network, step)

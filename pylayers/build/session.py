@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pylayers.build.cache import BuildCache
+from pylayers.build.cache import BuildCache, CachedStep
 from pylayers.build.event import BuildWarning, Event, StepFinished, Subscriber
 from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState, Trees
 from pylayers.errors import Conflict
+from pylayers.oci.chain import chain_id
 from pylayers.oci.platform import Platform
 from pylayers.store import Store
 
@@ -62,12 +63,33 @@ class BuildSession:
     finished: list[StepFinished] = field(default_factory=list)
     warnings: list[BuildWarning] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    hits: list[str] = field(default_factory=list)  # keys of the steps that were reused
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def epoch_s(self) -> int:
         """Return the time that directories and configs made by the build carry: the same on every day."""
         return self.options.source_date_epoch_s or 0
+
+    def reuse(self, key: str) -> CachedStep | None:
+        """Look a step up and keep its layer from the garbage collector; None when it has to be made."""
+        found = None if self.options.no_cache else self.cache.lookup(key)
+        if found is None:
+            return None
+        if found.diff_id is not None:
+            # Held first and looked for afterwards: what exists then stays.
+            self.hold("layer", found.diff_id)
+            if not self.store.layers.exists(found.diff_id):
+                return None
+        self.hits.append(key)
+        return found
+
+    def made(self, state: StageState, diff_id: str, size_bytes: int) -> CachedStep:
+        """Describe a layer that was just made over a stage's layers, and record the chain they form."""
+        self.hold("layer", diff_id)
+        diff_ids = (*state.diff_ids, diff_id)
+        self.trees.record(diff_ids)
+        return CachedStep(diff_id, size_bytes, chain_id(diff_ids))
 
     def emit(self, event: Event) -> None:
         """Tell subscribers, one event at a time, and keep what the result needs."""

@@ -97,7 +97,6 @@ class StageBuilder:
     def layered(self, state: StageState, found: CachedStep, status: StepStatus, created_by: str) -> Outcome:
         """Return the state with a step's layer on top."""
         if found.diff_id is not None:
-            self.session.hold("layer", found.diff_id)
             state = replace(state, diff_ids=(*state.diff_ids, found.diff_id))
         state = write_history(state, created_by, timestamp(self.session), empty_layer=found.diff_id is None)
         return Outcome(state, status, found.size_bytes, found.diff_id)
@@ -106,7 +105,7 @@ class StageBuilder:
         """Set the working directory, making it where the image has none."""
         path = join_path(state.config.working_dir or "/", instruction.path)
         key = workdir_key(self.session.trees.identity(state.diff_ids), path, state.config.user)
-        found = None if self.session.options.no_cache else self.session.cache.lookup(key)
+        found = self.session.reuse(key)
         status = StepStatus.CACHED
         if found is None:
             status = StepStatus.BUILT
@@ -123,7 +122,7 @@ class StageBuilder:
         scope = repr((changed.arguments, changed.shell, changed.author)).encode(errors="surrogateescape")
         key = configure_key(identity, changed.config.to_json() + scope)
         status = StepStatus.CACHED
-        if self.session.options.no_cache or self.session.cache.lookup(key) is None:
+        if self.session.reuse(key) is None:
             status = StepStatus.BUILT
             self.session.cache.record(key, "", "configure", instruction.original, CachedStep(None, 0))
         elif not self.unbroken:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-QUALITIES = ["amber", "brisk", "calm", "clear", "crisp", "deft", "eager", "fair", "fond", "frank", "gentle", "glad", "grand", "happy", "honest", "keen", "kind", "lively", "loyal", "lucid", "merry", "mild", "neat", "noble", "placid", "plain", "proud", "quick", "quiet", "ready", "serene", "sharp", "smart", "solid", "steady", "sunny", "swift", "tidy", "vivid", "warm", "wise", "witty"]
-THINGS = ["anchor", "aspen", "badger", "beacon", "birch", "bridge", "brook", "canyon", "cedar", "cliff", "comet", "coral", "crane", "dune", "eagle", "ember", "falcon", "fern", "finch", "fjord", "garnet", "glacier", "harbor", "hazel", "heron", "island", "juniper", "lagoon", "lark", "laurel", "maple", "meadow", "otter", "pebble", "pine", "quartz", "raven", "reef", "ridge", "robin", "sparrow", "spruce", "summit", "thicket", "tide", "valley", "willow", "wren"]
+QUALITIES = (
+    "amber", "brisk", "calm", "clear", "crisp", "deft", "eager", "fair", "fond", "frank", "gentle", "glad", "grand",
+    "happy", "honest", "keen", "kind", "lively", "loyal", "lucid", "merry", "mild", "neat", "noble", "placid",
+    "plain", "proud", "quick", "quiet", "ready", "serene", "sharp", "smart", "solid", "steady", "sunny", "swift",
+    "tidy", "vivid", "warm", "wise", "witty",
+)  # fmt: skip
+THINGS = (
+    "anchor", "aspen", "badger", "beacon", "birch", "bridge", "brook", "canyon", "cedar", "cliff", "comet", "coral",
+    "crane", "dune", "eagle", "ember", "falcon", "fern", "finch", "fjord", "garnet", "glacier", "harbor", "hazel",
+    "heron", "island", "juniper", "lagoon", "lark", "laurel", "maple", "meadow", "otter", "pebble", "pine",
+    "quartz", "raven", "reef", "ridge", "robin", "sparrow", "spruce", "summit", "thicket", "tide", "valley",
+    "willow", "wren",
+)  # fmt: skip
 TRIES = 8
 
 

@@ -142,18 +142,27 @@ class SystemActions:
 
         engine = self._engine
         collected = engine.store.collect(keep_cache=keep_cache)
-        if collected.chains and any(has_data(engine.root, name) for name in os.listdir(engine.root)):
-            self._remove_snapshots(collected.chains)
+        if any(has_data(engine.root, name) for name in os.listdir(engine.root)):
+            self._remove_snapshots()
         return collected.freed_bytes
 
-    def _remove_snapshots(self, chains: tuple[str, ...]) -> None:
-        """Remove the snapshots of chains that are gone, children first."""
+    def _remove_snapshots(self) -> None:
+        """Remove the snapshots that no chain, container or live lease knows, children first.
+
+        Comparing with everything that is there also takes what a crash between two steps of an earlier prune left.
+        A half-made unpacking is the driver's to drop: it knows whether its maker lives.
+        """
+        metadata = self._engine.store.metadata
         driver = self._engine.driver()
-        wanted = set(chains)
-        for snapshot in reversed(list(driver.walk())):
-            if snapshot.name in wanted and has_snapshot(driver, snapshot.name):
+        # Listed first: what a build commits after this is not looked at.
+        snapshots = [found.name for found in driver.walk() if not found.name.startswith("unpack-")]
+        wanted = {chain.chain_id for chain in metadata.chains.walk()}
+        wanted |= {container.id for container in metadata.containers.walk()}
+        wanted |= {name for kind, name in metadata.leases.items() if kind == "snapshot"}
+        for name in reversed(snapshots):
+            if name not in wanted and has_snapshot(driver, name):
                 try:
-                    driver.remove(snapshot.name)
+                    driver.remove(name)
                 except Conflict:
                     continue  # a container made meanwhile stands on it; the next prune takes it
 

@@ -83,7 +83,7 @@ def decompress(stream: Readable, compression: str | None) -> Iterator[Readable]:
     elif compression == "xz":
         import lzma
 
-        opened = lzma.LZMAFile(cast(IO[bytes], stream))
+        opened = lzma.LZMAFile(cast(IO[bytes], stream))  # noqa: SIM115 closed below
     elif compression == "zstd":
         import zstandard
 
