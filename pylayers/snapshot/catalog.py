@@ -76,18 +76,17 @@ class Catalog:
         """
         self.root = root
         self._discard = discard
+        self._closed = False
         try:
             (root / "by-name").mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            (root / "lock").touch(mode=0o600)
         except OSError as error:
             raise translate_os_error(error, f"open the snapshots in {root}") from error
         self._recover()
 
     def close(self) -> None:
-        """Release the descriptor."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        """Refuse any further use."""
+        self._closed = True
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -104,7 +103,7 @@ class Catalog:
 
     def find(self, name: str) -> Record | None:
         """Look a snapshot up by key or name; None when there is none."""
-        if self._lock_fd < 0:
+        if self._closed:
             raise DriverError(f"the snapshots in {self.root} are closed")
         try:
             identity = os.readlink(self.root / "by-name" / escape(name))[3:]
@@ -226,7 +225,7 @@ class Catalog:
     @contextmanager
     def _locked(self, how: int = fcntl.LOCK_EX) -> Iterator[None]:
         """Hold the catalog's lock; a descriptor of its own each time, so that threads exclude each other too."""
-        if self._lock_fd < 0:
+        if self._closed:
             raise DriverError(f"the snapshots in {self.root} are closed")
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -69,15 +69,16 @@ def _is_same(table: EntryTable, entry: Entry, found: Found, descriptor: int) -> 
     ):
         return False
     kind = entry.mode & KIND_BITS
-    if kind in (stat.S_IFCHR, stat.S_IFBLK) and os.makedev(entry.rdev_major, entry.rdev_minor) != seen.st_rdev:
+    if os.makedev(entry.rdev_major, entry.rdev_minor) != seen.st_rdev:
         return False
-    if kind == stat.S_IFREG and entry.size_bytes != seen.st_size:
-        return False
-    if table.xattrs(entry) != read_xattrs(found.path):
+    if (kind == stat.S_IFREG and entry.size_bytes != seen.st_size) or table.xattrs(entry) != read_xattrs(found.path):
         return False
     if kind == stat.S_IFLNK:
         return os.readlink(found.path) == _read_upper_link(table, entry, descriptor)
-    return kind != stat.S_IFREG or _same_content(table.path(entry), descriptor, found.path)
+    if kind != stat.S_IFREG:
+        return True
+    # Copying one name of a hard link up takes it out of its group, which is a change in itself.
+    return seen.st_nlink == 1 and _same_content(table.path(entry), descriptor, found.path)
 
 
 def _read_upper_link(table: EntryTable, entry: Entry, descriptor: int) -> bytes:

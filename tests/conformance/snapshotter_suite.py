@@ -26,9 +26,11 @@ class SnapshotterSuite:
     def stage(self, ground: Path) -> Iterator[Stage]:
         scratch = ground / "scratch"
         scratch.mkdir()
-        driver = self.open_driver(ground / "root")
-        yield Stage(driver, scratch)
-        driver.close()
+        stage = Stage(self.open_driver(ground / "root"), scratch)
+        yield stage
+        stage.driver.close()
+        opened = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)}
+        assert not [path for path in opened if path.startswith(str(ground))], "descriptors were left open"
 
     def reopen(self, stage: Stage) -> Snapshotter:
         """Close and open the same driver again."""
@@ -244,3 +246,8 @@ class SnapshotterSuite:
             thread.join()
         assert len(wins) == 1
         assert len(list(stage.driver.walk())) == 1 + 4 * 5 + 1
+
+
+def fd_is_open(descriptor: str) -> bool:
+    """Tell whether a listed descriptor still is one (that of the listing itself is not)."""
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
