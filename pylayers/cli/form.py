@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pylayers.errors import InvalidInput
+from pylayers.errors import InvalidInput, PylayersError
 
 GAP = "   "
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -135,9 +135,7 @@ def clip(text: str, width: int) -> str:
 
 
 def confirm(warning: Iterable[str], what: str) -> None:
-    """Ask as docker's prunes do. Raises Abort-like InvalidInput unless the answer is yes."""
-    from pylayers.errors import PylayersError
-
+    """Ask as docker's prunes do. Raises PylayersError unless the answer is yes."""
     sys.stdout.write("\n".join(warning) + "\nAre you sure you want to continue? [y/N] ")
     sys.stdout.flush()
     answer = sys.stdin.readline()
