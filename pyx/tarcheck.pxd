@@ -88,7 +88,7 @@ cdef inline const char* find_xattr_fault(const table_t* table, const entry_t* re
     cdef int order
     if not in_heap(table, record.xattr_offset, record.xattr_length):
         return b"its xattrs lie outside the heap"
-    if (record.mode & S_IFMT) == S_IFLNK:
+    if record.flags & FLAG_HARDLINK or (record.mode & S_IFMT) == S_IFLNK:
         text += record.link_length
     at = table.heap + record.xattr_offset
     end = at + record.xattr_length
@@ -166,7 +166,7 @@ cdef inline const char* find_link_fault(const table_t* table, uint64_t row) noex
     return NULL
 
 cdef inline const char* find_fault(const table_t* table, uint64_t row) noexcept nogil:
-    """Say why this row cannot be in a tar; NULL if it can. Rows before it have been checked; its path is in the heap."""
+    """Say why this row cannot be in a tar, or NULL. Rows before it have been checked; its path is in the heap."""
     cdef const entry_t* record = &table.records[row]
     cdef const uint8_t* path = table.heap + record.path_offset
     cdef const entry_t* previous

@@ -191,7 +191,7 @@ cdef inline void put_block(const header_t* header, size_t split, uint8_t* out) n
     memcpy(out + 257, b"ustar\x0000", 8)
     put_octal(out + 329, 7, header.rdev_major)
     put_octal(out + 337, 7, header.rdev_minor)
-    for at in range(BLOCK):
+    for at in range(<size_t>BLOCK):
         total += out[at]
     put_octal(out + 148, 6, total)
     out[154] = 0

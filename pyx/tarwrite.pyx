@@ -8,36 +8,25 @@ A slot is free again when all three consumers are past it. No stage ever waits w
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EIO, ELOOP, ENOTDIR, ENXIO, ESTALE, errno
+from libc.errno cimport EINTR, EIO, ESTALE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strerror
 
-from entry cimport FLAG_HARDLINK, FLAG_HASHED, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
-from tarcheck cimport (
-    S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, SOURCE_HEAP, SOURCE_PATH, SOURCE_RANGE,
-    find_fault, find_target, in_heap, is_data, source_t, table_t,
+from entry cimport FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
+from tarcheck cimport SOURCE_PATH, find_fault, find_target, in_heap, is_data, source_t, table_t
+from tarheader cimport BLOCK, PAX_LIMIT
+from tarlayout cimport read_stage
+from tarring cimport (
+    FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGE_WRITE, STAGES,
+    await_filled, job_t, pthread_cond_destroy, pthread_cond_init, pthread_mutex_destroy, pthread_mutex_init, stop,
 )
-from tarheader cimport BLOCK, PAX_LIMIT, encode_header, header_t
-from tarsource cimport close, close_folder, folder_t, open_source
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_t:
         pass
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
     int pthread_create(pthread_t*, void*, void* (*)(void*) noexcept nogil, void*)
     int pthread_join(pthread_t, void**)
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_cond_init(pthread_cond_t*, void*)
-    int pthread_cond_destroy(pthread_cond_t*)
-    int pthread_cond_wait(pthread_cond_t*, pthread_mutex_t*)
-    int pthread_cond_broadcast(pthread_cond_t*)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -46,350 +35,23 @@ cdef extern from "<signal.h>" nogil:
     int pthread_sigmask(int, const sigset_t*, sigset_t*)
     int SIG_SETMASK
 
-cdef extern from "<sys/stat.h>" nogil:
-    ctypedef struct timespec:
-        int64_t tv_sec
-        long tv_nsec
-    ctypedef struct stat_t "struct stat":
-        uint32_t st_mode
-        int64_t st_size
-        timespec st_mtim
-    int fstat(int, stat_t*)
+cdef extern from "<fcntl.h>" nogil:
+    int sync_file_range(int, int64_t, int64_t, unsigned int)
+    unsigned int SYNC_FILE_RANGE_WRITE
 
 cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int, void*, size_t, int64_t)
     ssize_t pwrite(int, const void*, size_t, int64_t)
 
 cdef enum:
-    SLOT_BYTES = 1048576
-    SLOTS = 16
     PAGE = 4096
-    STAGES = 3
-    STAGE_WRITE = 0
-    STAGE_SHA256 = 1
-    STAGE_BLAKE3 = 2
     SHA256_SLOTS = 4          # at most so many per update: fewer trips through the GIL, but space comes back soon
+    FLUSH_SLOTS = 16
     ALIGN_LIMIT = 65536
 
-cdef enum:
-    FAILED_SOURCE = 1
-    FAILED_CHANGED = 2
-    FAILED_OUTPUT = 3
-    FAILED_PYTHON = 4         # the exception is in the Pipeline
 
 class SourceChanged(OSError):
     """A source file's size is not the record's any more; filename names it."""
 
-
-cdef struct job_t:
-    table_t table
-    int out_fd
-    uint8_t* base             # SLOTS * SLOT_BYTES
-    uint8_t* headers          # scratch for one entry's header blocks
-    uint8_t* name             # scratch for one entry's name
-    folder_t folder
-    # the reader's own
-    uint64_t position         # of the tar
-    size_t at                 # in the slot being filled
-    bint held                 # that slot is known to be free
-    uint64_t laid_rows
-    # under the lock
-    pthread_mutex_t lock
-    pthread_cond_t filled_more
-    pthread_cond_t drained_more
-    uint64_t filled
-    uint64_t drained[STAGES]
-    size_t length[SLOTS]
-    uint64_t rows[SLOTS]      # rows laid out when the slot was full: all that begin in it are among them
-    bint finished
-    bint stopped
-    int failed
-    int failed_errno
-    uint64_t failed_row
-
-cdef void stop(job_t* job, int failed, int error, uint64_t row) noexcept nogil:
-    """End every stage; the first failure is the one that is raised."""
-    pthread_mutex_lock(&job.lock)
-    if not job.stopped:
-        job.stopped = True
-        job.failed = failed
-        job.failed_errno = error
-        job.failed_row = row
-    pthread_cond_broadcast(&job.filled_more)
-    pthread_cond_broadcast(&job.drained_more)
-    pthread_mutex_unlock(&job.lock)
-
-cdef uint64_t await_filled(job_t* job, int stage, uint64_t done) noexcept nogil:
-    """Report that stage is past `done` slots; wait for more. Returns the slots filled, or done when none come."""
-    cdef uint64_t filled
-    pthread_mutex_lock(&job.lock)
-    if job.drained[stage] != done:
-        job.drained[stage] = done
-        pthread_cond_broadcast(&job.drained_more)
-    while job.filled == done and not job.finished and not job.stopped:
-        pthread_cond_wait(&job.filled_more, &job.lock)
-    filled = done if job.stopped else job.filled
-    pthread_mutex_unlock(&job.lock)
-    return filled
-
-cdef uint8_t* reserve(job_t* job, size_t* space) noexcept nogil:
-    """Return where the tar goes on and how much fits there; NULL when another stage has failed."""
-    cdef int stage
-    cdef uint64_t drained
-    while not job.held:
-        pthread_mutex_lock(&job.lock)
-        while not job.stopped:
-            drained = job.drained[0]
-            for stage in range(1, STAGES):
-                if job.drained[stage] < drained:
-                    drained = job.drained[stage]
-            if job.filled - drained < SLOTS:
-                break
-            pthread_cond_wait(&job.drained_more, &job.lock)
-        job.held = not job.stopped
-        pthread_mutex_unlock(&job.lock)
-        if not job.held:
-            return NULL
-    space[0] = SLOT_BYTES - job.at
-    return job.base + (job.filled % SLOTS) * SLOT_BYTES + job.at
-
-cdef void publish(job_t* job, bint finished) noexcept nogil:
-    pthread_mutex_lock(&job.lock)
-    if job.at:
-        job.length[job.filled % SLOTS] = job.at
-        job.rows[job.filled % SLOTS] = job.laid_rows
-        job.filled += 1
-    job.finished = finished
-    pthread_cond_broadcast(&job.filled_more)
-    pthread_mutex_unlock(&job.lock)
-    job.at = 0
-    job.held = False
-
-cdef void advance(job_t* job, size_t count) noexcept nogil:
-    job.at += count
-    job.position += count
-    if job.at == SLOT_BYTES:
-        publish(job, False)
-
-cdef int pour_bytes(job_t* job, const uint8_t* bytes, uint64_t length) noexcept nogil:
-    """Append bytes (zeros for NULL) to the tar; -1 when stopped."""
-    cdef size_t space
-    cdef uint8_t* into
-    while length:
-        into = reserve(job, &space)
-        if into == NULL:
-            return -1
-        if space > length:
-            space = <size_t>length
-        if bytes == NULL:
-            memset(into, 0, space)
-        else:
-            memcpy(into, bytes, space)
-            bytes += space
-        advance(job, space)
-        length -= space
-    return 0
-
-cdef int pour_file(job_t* job, uint64_t row, int fd, uint64_t offset, uint64_t length) noexcept nogil:
-    """Append length bytes at offset of fd to the tar; -1 when stopped or failed."""
-    cdef size_t space
-    cdef ssize_t count
-    cdef uint8_t* into
-    while length:
-        into = reserve(job, &space)
-        if into == NULL:
-            return -1
-        if space > length:
-            space = <size_t>length
-        count = pread(fd, into, space, <int64_t>offset)
-        if count <= 0:
-            if count < 0 and errno == EINTR:
-                continue
-            stop(job, FAILED_SOURCE if count < 0 else FAILED_CHANGED, errno if count < 0 else ESTALE, row)
-            return -1
-        advance(job, <size_t>count)
-        offset += <uint64_t>count
-        length -= <uint64_t>count
-    return 0
-
-cdef int pour_path(job_t* job, uint64_t row) noexcept nogil:
-    """Append the file at the row's source path, which must have the record's size before and after."""
-    cdef const source_t* source = &job.table.sources[row]
-    cdef uint64_t size_bytes = job.table.records[row].size_bytes
-    cdef stat_t before, after
-    cdef int result = -1
-    cdef int fd = open_source(&job.folder, source.fd, job.table.heap + source.offset, source.length)
-    if fd < 0:
-        # A link, a socket or another type where a file or directory was: it changed; anything else is its own error.
-        if fd == -ELOOP or fd == -ENOTDIR or fd == -ENXIO:
-            stop(job, FAILED_CHANGED, ESTALE, row)
-        else:
-            stop(job, FAILED_SOURCE, -fd, row)
-        return -1
-    if fstat(fd, &before) != 0:
-        stop(job, FAILED_SOURCE, errno, row)
-    elif (before.st_mode & <uint32_t>S_IFMT) != <uint32_t>S_IFREG or <uint64_t>before.st_size != size_bytes:
-        stop(job, FAILED_CHANGED, ESTALE, row)
-    elif pour_file(job, row, fd, 0, size_bytes) == 0:
-        if fstat(fd, &after) != 0:
-            stop(job, FAILED_SOURCE, errno, row)
-        elif (
-            after.st_size != before.st_size or after.st_mtim.tv_sec != before.st_mtim.tv_sec
-            or after.st_mtim.tv_nsec != before.st_mtim.tv_nsec
-        ):
-            stop(job, FAILED_CHANGED, ESTALE, row)
-        else:
-            result = 0
-    close(fd)
-    return result
-
-cdef int pour_sparse(job_t* job, uint64_t row) noexcept nogil:
-    """Append a sparse row in full: the packed ranges at its source, zeros between them."""
-    cdef entry_t* record = &job.table.records[row]
-    cdef const source_t* source = &job.table.sources[row]
-    cdef uint64_t pair[2]
-    cdef uint64_t at = 0, packed = source.offset
-    cdef uint32_t index
-    for index in range(record.link_length // 16):
-        memcpy(pair, job.table.heap + record.link_offset + index * <uint64_t>16, 16)
-        if pour_bytes(job, NULL, pair[0] - at) or pour_file(job, row, source.fd, packed, pair[1]):
-            return -1
-        packed += pair[1]
-        at = pair[0] + pair[1]
-    return pour_bytes(job, NULL, record.size_bytes - at)
-
-cdef int pour_data(job_t* job, uint64_t row) noexcept nogil:
-    cdef entry_t* record = &job.table.records[row]
-    cdef const source_t* source = &job.table.sources[row]
-    cdef int result = 0
-    if record.flags & FLAG_SPARSE:
-        result = pour_sparse(job, row)
-        record.flags &= ~<uint32_t>FLAG_SPARSE   # the record describes this tar, which holds the file in full
-        record.link_length = 0
-    elif source.kind == SOURCE_PATH:
-        result = pour_path(job, row)
-    elif source.kind == SOURCE_RANGE:
-        result = pour_file(job, row, source.fd, source.offset, record.size_bytes)
-    elif source.kind == SOURCE_HEAP:
-        result = pour_bytes(job, job.table.heap + source.offset, record.size_bytes)
-    if result:
-        return result
-    return pour_bytes(job, NULL, (BLOCK - record.size_bytes % BLOCK) % BLOCK)
-
-cdef int pour_mark(job_t* job, const uint8_t* path, size_t length, bint opaque) noexcept nogil:
-    """Append an empty `.wh.NAME`, or `.wh..wh..opq` inside the directory path. Every other field is zero."""
-    cdef header_t header
-    cdef size_t cut = length
-    if opaque:
-        memcpy(job.name, path, length)
-        if length:
-            job.name[length] = 47
-            length += 1
-        memcpy(job.name + length, b".wh..wh..opq", 12)
-        length += 12
-    else:
-        while cut and path[cut - 1] != 47:
-            cut -= 1
-        memcpy(job.name, path, cut)
-        memcpy(job.name + cut, b".wh.", 4)
-        memcpy(job.name + cut + 4, path + cut, length - cut)
-        length += 4
-    memset(&header, 0, sizeof(header))
-    header.name = job.name
-    header.name_length = length
-    header.typeflag = 48
-    return pour_bytes(job, job.headers, encode_header(&header, job.headers, job.position, 0))
-
-cdef uint8_t typeflag_of(const entry_t* record) noexcept nogil:
-    cdef int kind = record.mode & S_IFMT
-    if record.flags & FLAG_HARDLINK:
-        return 49
-    if kind == S_IFREG:
-        return 48
-    if kind == S_IFLNK:
-        return 50
-    if kind == S_IFCHR:
-        return 51
-    if kind == S_IFBLK:
-        return 52
-    return 53 if kind == S_IFDIR else 54
-
-cdef int pour_entry(job_t* job, uint64_t row) noexcept nogil:
-    """Append the headers and data of one row that is neither implicit nor a whiteout, and set its offsets."""
-    cdef entry_t* record = &job.table.records[row]
-    cdef const uint8_t* path = job.table.heap + record.path_offset
-    cdef header_t header
-    cdef size_t length
-    memset(&header, 0, sizeof(header))
-    header.typeflag = typeflag_of(record)
-    header.name = path
-    header.name_length = record.path_length
-    if header.typeflag == 53:
-        memcpy(job.name, path, record.path_length)
-        memcpy(job.name + record.path_length, b"/", 1)
-        header.name = job.name
-        header.name_length = record.path_length + 1
-        if record.path_length == 0:
-            header.name = <const uint8_t*>b"./"
-            header.name_length = 2
-    elif header.typeflag == 51 or header.typeflag == 52:
-        header.rdev_major = record.rdev_major
-        header.rdev_minor = record.rdev_minor
-    elif header.typeflag == 49 or header.typeflag == 50:
-        header.link = job.table.heap + record.link_offset
-        header.link_length = record.link_length
-    if header.typeflag != 49:
-        header.xattr = job.table.heap + record.xattr_offset
-        header.xattr_length = record.xattr_length
-    header.mode = record.mode & 0o7777
-    header.uid = record.uid
-    header.gid = record.gid
-    header.mtime_s = record.mtime_ns // 1000000000
-    if record.mtime_ns < header.mtime_s * 1000000000:   # C rounds towards zero
-        header.mtime_s -= 1
-    if header.typeflag == 48:
-        header.size_bytes = record.size_bytes
-    length = encode_header(
-        &header, job.headers, job.position,
-        job.table.align_bytes if 0 < header.size_bytes >= job.table.align_from_bytes else 0,
-    )
-    record.header_offset = job.position
-    record.data_offset = job.position + length
-    job.laid_rows = row + 1
-    if pour_bytes(job, job.headers, length):
-        return -1
-    return pour_data(job, row) if header.typeflag == 48 else 0
-
-cdef int pour_row(job_t* job, uint64_t row) noexcept nogil:
-    cdef entry_t* record = &job.table.records[row]
-    cdef const uint8_t* path = job.table.heap + record.path_offset
-    if record.flags & FLAG_WHITEOUT or record.flags & FLAG_IMPLICIT:
-        record.header_offset = 0
-        record.data_offset = 0
-    if record.flags & FLAG_WHITEOUT:
-        record.header_offset = job.position
-        if pour_mark(job, path, record.path_length, False):
-            return -1
-        record.data_offset = job.position
-        return 0
-    if not record.flags & FLAG_IMPLICIT and pour_entry(job, row):
-        return -1
-    if record.flags & FLAG_OPAQUE:
-        return pour_mark(job, path, record.path_length, True)
-    return 0
-
-cdef void* read_stage(void* given) noexcept nogil:
-    cdef job_t* job = <job_t*>given
-    cdef uint64_t row
-    for row in range(job.table.count):
-        if pour_row(job, row):
-            break
-    else:
-        job.laid_rows = job.table.count
-        if pour_bytes(job, NULL, 2 * BLOCK) == 0:
-            publish(job, True)
-    close_folder(&job.folder)
-    return NULL
 
 cdef void* write_stage(void* given) noexcept nogil:
     cdef job_t* job = <job_t*>given
@@ -410,6 +72,10 @@ cdef void* write_stage(void* given) noexcept nogil:
                 return NULL
             at += <size_t>count
         done += 1
+        if done % FLUSH_SLOTS == 0:
+            # A hint whose result does not matter: the disk starts early, so that the caller's fsync finds little left.
+            at = FLUSH_SLOTS * SLOT_BYTES
+            sync_file_range(job.out_fd, <int64_t>(done * SLOT_BYTES - at), <int64_t>at, SYNC_FILE_RANGE_WRITE)
     return NULL
 
 cdef void* blake3_stage(void* given) noexcept with gil:

@@ -15,12 +15,19 @@ def write(
     align_bytes: int = 4096,
     align_from_bytes: int = 65536,
 ) -> tuple[int, bytes]:
-    """Write the canonical tar of a sorted table to out_fd and return (size_bytes, sha256 digest of the tar).
+    """Write the canonical tar of a sorted table to out_fd (from its offset 0); return (size_bytes, its sha256 digest).
 
-    sources is one packed source record per row (see store/entry.py: fd i32, kind u32, offset u64, length u64).
-    Reading, sha256, BLAKE3 and writing overlap on threads of their own; each source byte is read once.
+    sources is one packed source record per row (see store/entry.py: fd i32, kind u32, offset u64, length u64); only
+    regular files that are no hard links have one, and `length` counts for SOURCE_PATH alone. SOURCE_PATH opens
+    beneath fd and follows no symlink. The format is docs/internals/canonical-tar.md.
     Sets header_offset, data_offset, blake3 and FLAG_HASHED in records (a row already HASHED is not hashed again;
-    hard-link rows take their target's offsets and hash). Rows: IMPLICIT directories are left out; WHITEOUT becomes
-    an empty `.wh.NAME`; OPAQUE adds `.wh..wh..opq` after its directory. Memory is bounded by a fixed ring.
-    Raises SourceChanged, OSError (with filename), ValueError for a table that cannot be a tar.
+    hard-link rows keep their own header_offset and take their target's data_offset and hash). A SPARSE row, whose
+    source must be a SOURCE_RANGE of packed data, is written in full and its record loses FLAG_SPARSE and its map.
+    IMPLICIT directories are left out (both offsets 0); WHITEOUT becomes an empty `.wh.NAME`; OPAQUE adds
+    `.wh..wh..opq` after its directory. After an error records and out_fd hold no meaning.
+    Reading, sha256, BLAKE3 and writing overlap on threads of their own, all ended when it returns or raises; each
+    source byte is read once; the GIL is released around all but the hashers' calls. Memory: a ring of 16 MiB. Write-back
+    is started early but not waited for: the caller's fsync makes it durable.
+    Raises SourceChanged, OSError (filename is the bytes of the source's path, or the row's; none for out_fd), and
+    ValueError, before the first byte is written, for a table that cannot be a tar.
     """

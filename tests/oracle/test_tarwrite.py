@@ -365,6 +365,19 @@ def test_offsets_outside_the_heap(tmp_path: Path, field: str) -> None:
             tarwrite.write(out.fileno(), packed, heap, SOURCE_STRUCT.pack(-1, 0, 0, 0), hashlib.sha256, blake3)
 
 
+@pytest.mark.parametrize("shared", [523_000, 524_000])
+def test_the_longest_hard_link(prepare: Prepare, tmp_path: Path, shared: int) -> None:
+    """Both names must fit one extended header: each alone would."""
+    folder = b"a/" * (shared // 2)
+    items = [Item(folder + b"a", FILE, b"x"), Item(folder + b"b", FILE, link=folder + b"a", flags=FLAG_HARDLINK)]
+    if shared == 523_000:
+        items[1:] = [Item(folder[:1000] + b"b", FILE, link=folder + b"a", flags=FLAG_HARDLINK)]
+        check_against_oracle(prepare(items), tmp_path / "tar")
+        return
+    with pytest.raises(ValueError, match="larger than a PAX"):
+        prepare(items).write(tmp_path / "tar")
+
+
 def test_unsorted_and_doubled_paths(prepare: Prepare, tmp_path: Path) -> None:
     given = prepare([Item(b"a", FILE, b"1"), Item(b"b", FILE, b"2")])
     swapped = given.records[ENTRY_SIZE_BYTES:] + given.records[:ENTRY_SIZE_BYTES]
@@ -411,6 +424,11 @@ def many_files(count: int = 60, size: int = 500_000) -> list[Item]:
     return [Item(b"f%03d" % at, FILE, bytes([at]) * size, kind=SOURCE_PATH) for at in range(count)]
 
 
+def put_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "number"),
     [
@@ -418,7 +436,7 @@ def many_files(count: int = 60, size: int = 500_000) -> list[Item]:
         (lambda path: os.truncate(path, 100), tarwrite.SourceChanged, errno.ESTALE),
         (lambda path: os.truncate(path, 600_000), tarwrite.SourceChanged, errno.ESTALE),
         (lambda path: (path.unlink(), path.symlink_to("f0")), tarwrite.SourceChanged, errno.ESTALE),
-        (lambda path: (path.unlink(), os.mkfifo(path)), tarwrite.SourceChanged, errno.ESTALE),
+        (put_fifo, tarwrite.SourceChanged, errno.ESTALE),
         (lambda path: (path.unlink(), path.mkdir()), tarwrite.SourceChanged, errno.ESTALE),
         (lambda path: (path.parent.rename(path.parent.parent / "was"), path.parent.symlink_to("was")),
          tarwrite.SourceChanged, errno.ESTALE),

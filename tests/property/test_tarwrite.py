@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +44,7 @@ def items(draw: st.DrawFn) -> list[Item]:
     made: list[Item] = []
     for path in draw(st.lists(paths, max_size=8, unique=True)):
         kind = draw(st.sampled_from("fffdlspcbhw"))
-        common = {
+        common: dict[str, Any] = {
             "uid": draw(numbers),
             "gid": draw(numbers),
             "mtime_ns": draw(seconds),
