@@ -18,13 +18,14 @@ def apply_layer(root_fd: int, layer: Layer, whiteouts: int = WHITEOUT_APPLY) -> 
 
     Default: onto a full tree, where whiteouts delete. What was unpacked before an error stays.
     """
-    tar = layer.open_tar()
     try:
-        return unpack.unpack(root_fd, tar, layer.table.records, layer.table.heap, whiteouts)
+        tar = layer.open_tar()
+        try:
+            return unpack.unpack(root_fd, tar, layer.table.records, layer.table.heap, whiteouts)
+        finally:
+            os.close(tar)
     except OSError as error:
         raise translate_os_error(error, f"unpack layer {layer.diff_id}") from error
-    finally:
-        os.close(tar)
 
 
 def apply_layers(root_fd: int, layers: Iterable[Layer]) -> int:

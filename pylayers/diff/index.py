@@ -26,7 +26,9 @@ def index_tar(descriptor: int, size_bytes: int, name: str) -> tuple[bytearray, b
         try:
             records, heap = tarscan.scan(view)
         except tarscan.TarFormatError as error:
-            raise IntegrityError(f"{name}: malformed tar at byte {error.offset}: {error}", offset=error.offset) from error
+            raise IntegrityError(
+                f"{name}: malformed tar at byte {error.offset}: {error}", offset=error.offset
+            ) from error
         hash_contents(records, heap, view)
     return records, heap
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pylayers.diff.merge import find_row, merge_layers
-from pylayers.errors import IntegrityError, InvalidInput, NotFound
+from pylayers.errors import IntegrityError, InvalidInput, NotFound, translate_os_error
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_SPARSE, Entry, EntryTable
 from pylayers.store.layer import Layer
 
@@ -76,13 +76,16 @@ def read_file(layers: Sequence[Layer], path: bytes, limit_bytes: int, *, table: 
         raise InvalidInput(f"{_show(path)} is not a regular file")
     if entry.size_bytes > limit_bytes:
         raise InvalidInput(f"{_show(path)} has {entry.size_bytes} bytes, and the limit is {limit_bytes}")
-    tar = layers[entry.layer].open_tar()
     try:
-        if not entry.flags & FLAG_SPARSE:
-            return _read_exactly(tar, entry.data_offset, entry.size_bytes, path)
-        return _read_sparse(tar, entry, merged.link(entry), path)
-    finally:
-        os.close(tar)
+        tar = layers[entry.layer].open_tar()
+        try:
+            if not entry.flags & FLAG_SPARSE:
+                return _read_exactly(tar, entry.data_offset, entry.size_bytes, path)
+            return _read_sparse(tar, entry, merged.link(entry), path)
+        finally:
+            os.close(tar)
+    except OSError as error:
+        raise translate_os_error(error, f"read {_show(path)} from layer {layers[entry.layer].diff_id}") from error
 
 
 def _read_sparse(tar: int, entry: Entry, ranges: bytes, path: bytes) -> bytes:
