@@ -27,6 +27,7 @@ extensions = [
 ]
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
     ext_modules=cythonize(
         extensions,
         include_path=["pyx"],
@@ -38,6 +39,7 @@ setup(
             "initializedcheck": False,
             "cdivision": True,
             "embedsignature": False,
+            "autotestdict": False,  # else every kernel has a public __test__ that its stub would have to name
             "binding": True,
         },
     ),

@@ -1,12 +1,12 @@
-Buffer = bytes | bytearray | memoryview
+_Buffer = bytes | bytearray | memoryview
 
 def graft(
-    records: Buffer,
-    heap: Buffer,
+    records: _Buffer,
+    heap: _Buffer,
     start: int,
     end: int,
-    prefix: Buffer,
-    descriptors: Buffer,
+    prefix: _Buffer,
+    descriptors: _Buffer,
     kind: int,
     uid: int = -1,
     gid: int = -1,
@@ -21,5 +21,5 @@ def graft(
     Raises ValueError for rows outside the table, the heap or the subtree.
     """
 
-def adopt_hashes(records: bytearray, start: int, grafted: Buffer, first: int, count: int) -> None:
+def adopt_hashes(records: bytearray, start: int, grafted: _Buffer, first: int, count: int) -> None:
     """Copy blake3 (and FLAG_HASHED) of grafted rows first..first+count back to rows start.. that they came from."""

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-Buffer = bytes | bytearray | memoryview
+_Buffer = bytes | bytearray | memoryview
 
 class SourceChanged(OSError):
     """A source file's size is not the record's any more; filename names it."""
@@ -8,8 +8,8 @@ class SourceChanged(OSError):
 def write(
     out_fd: int,
     records: bytearray,
-    heap: Buffer,
-    sources: Buffer,
+    heap: _Buffer,
+    sources: _Buffer,
     sha256: Callable[..., object],
     blake3: Callable[..., object],
     align_bytes: int = 4096,

@@ -1,10 +1,10 @@
 from collections.abc import Callable
 
-Buffer = bytes | bytearray | memoryview
+_Buffer = bytes | bytearray | memoryview
 
 def walk(
     root_fd: int,
-    select: Callable[[bytes, list[bytes], bytes], Buffer | None] | None = None,
+    select: Callable[[bytes, list[bytes], bytes], _Buffer | None] | None = None,
     xattrs: bool = False,
     threads: int = 1,
     cross_devices: bool = True,
@@ -21,14 +21,14 @@ def walk(
     was replaced by something else between statx and open; an entry that vanishes is left out.
     """
 
-def read_xattrs(root_fd: int, records: bytearray, heap: bytearray, indexes: Buffer) -> None:
+def read_xattrs(root_fd: int, records: bytearray, heap: bytearray, indexes: _Buffer) -> None:
     """Read the extended attributes of the rows named by indexes (native uint32) into the table, growing heap.
 
     Raises OSError with the filename on the first failure, a vanished entry included; the table is unchanged then.
     """
 
 def same(
-    records: Buffer, heap: Buffer, known_records: Buffer, known_heap: Buffer, trusted_before_ns: int
+    records: _Buffer, heap: _Buffer, known_records: _Buffer, known_heap: _Buffer, trusted_before_ns: int
 ) -> bool:
     """Tell whether two walked tables name the same paths with the same stat and links, none of them racy.
 
@@ -38,7 +38,7 @@ def same(
     """
 
 def recall(
-    records: bytearray, heap: bytearray, known_records: Buffer, known_heap: Buffer, trusted_before_ns: int
+    records: bytearray, heap: bytearray, known_records: _Buffer, known_heap: _Buffer, trusted_before_ns: int
 ) -> bytes:
     """Copy blake3 and xattrs from the known table to the rows whose stat is unchanged; return the others.
 
