@@ -1,0 +1,280 @@
+"""`pylayers run` and `pylayers create`: docker's options, read into ContainerOptions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pylayers.cli.group import ContainerCommand, RunCommand
+from pylayers.cli.session import Session
+from pylayers.errors import InvalidInput, PylayersError, Unsupported, translate_os_error
+
+if TYPE_CHECKING:
+    from pylayers.container.isolation import Isolation
+    from pylayers.engine import Engine
+    from pylayers.engine.container import Container, ContainerOptions
+
+ENVIRONMENT_LIMIT_BYTES = 16 << 20
+
+
+def repeatable(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """Declare an option that can be given several times."""
+    return click.option(*names, multiple=True, **settings)
+
+
+# Option by option as docker has them; the last name is the key under which read_options finds it.
+OPTIONS = (
+    click.option("--name", default="", help="Name of the container."),
+    repeatable("-e", "--env", "environment", metavar="NAME[=VALUE]", help="Set a variable; no value: yours."),
+    repeatable("--env-file", "environment_files", metavar="FILE", help="Read variables from a file."),
+    repeatable("-v", "--volume", "volumes", metavar="[SOURCE:]PATH[:OPTIONS]", help="Mount a volume or host path."),
+    repeatable("--mount", "mounts", metavar="KEY=VALUE,...", help="Mount as docker's --mount does."),
+    repeatable("--tmpfs", "tmpfs", metavar="PATH[:OPTIONS]", help="Mount memory."),
+    click.option("-w", "--workdir", "working_dir", metavar="DIR", help="Working directory."),
+    click.option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id."),
+    click.option("--entrypoint", metavar="COMMAND", help="Replace the image's entrypoint."),
+    click.option("--rm", "remove", is_flag=True, help="Remove the container when it ends."),
+    click.option("-i", "--interactive", is_flag=True, help="Pass stdin."),
+    click.option("-t", "--tty", "terminal", is_flag=True, help="Give it a terminal."),
+    click.option("--network", "--net", default="host", metavar="MODE", help="host or none."),
+    click.option("-h", "--hostname", default="", metavar="NAME", help="Host name."),
+    click.option("--read-only", "readonly", is_flag=True, help="Mount the root file system read-only."),
+    click.option("--privileged", is_flag=True, help="Give it every capability and device."),
+    repeatable("--cap-add", "capabilities_added", metavar="NAME", help="Add a capability."),
+    repeatable("--cap-drop", "capabilities_dropped", metavar="NAME", help="Drop a capability."),
+    repeatable("--add-host", "extra_hosts", metavar="NAME:ADDRESS", help="Add a line to /etc/hosts."),
+    click.option("--shm-size", metavar="SIZE", help="Size of /dev/shm."),
+    repeatable("--ulimit", "limits", metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
+    click.option("-m", "--memory", metavar="SIZE", help="Limit memory."),
+    click.option("--cpus", type=float, help="Limit processors."),
+    click.option("--pids-limit", "pids", type=int, help="Limit processes; -1 is unlimited."),
+    repeatable("-l", "--label", "labels", metavar="NAME=VALUE", help="Label the container."),
+    click.option("--cidfile", metavar="FILE", help="Write the container's id to a file."),
+    click.option("--stop-signal", default="", metavar="SIGNAL", help="Signal that stop sends."),
+    click.option("--stop-timeout", "stop_timeout_s", type=click.IntRange(min=0), metavar="SECONDS",
+                 help="How long stop waits before it kills."),
+    repeatable("--security-opt", "security", metavar="OPTION", help="no-new-privileges or seccomp=PROFILE."),
+    repeatable("--device", "devices", metavar="PATH[:PATH[:rwm]]", help="Give it a host device."),
+)  # fmt: skip
+
+
+def container_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add docker's options of create and run."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(cls=RunCommand, context_settings={"help_option_names": ["--help"]})
+@click.option("-d", "--detach", is_flag=True, help="Run in the background and print the container's id.")
+@container_options
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def run(session: Session, image: str, command: tuple[str, ...], detach: bool, **given: Any) -> int:
+    """Create and start a container from an image; leave with its command's exit code."""
+    options = read_options(given)
+    if options.terminal and options.interactive and not detach:
+        check_terminal()
+    with session.open() as engine:
+        container = create_container(engine, image, command, options, given["cidfile"])
+        try:
+            if detach:
+                engine.containers.start(container.id)
+            else:
+                return engine.containers.attach(container.id)
+        except BaseException:
+            if options.remove:
+                discard_unstarted(engine, container.id)
+            raise
+    click.echo(container.id)
+    return 0
+
+
+@click.command(cls=ContainerCommand, context_settings={"help_option_names": ["--help"]})
+@container_options
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def create(session: Session, image: str, command: tuple[str, ...], **given: Any) -> None:
+    """Create a container without starting it, and print its id."""
+    options = read_options(given)
+    with session.open() as engine:
+        click.echo(create_container(engine, image, command, options, given["cidfile"]).id)
+
+
+def create_container(
+    engine: Engine, image: str, command: Sequence[str], options: ContainerOptions, cidfile: str | None
+) -> Container:
+    """Create a container and keep its id in cidfile, which must not exist."""
+    if cidfile is None:
+        return engine.containers.create(image, command, options)
+    try:
+        file = open(cidfile, "x", encoding="ascii")  # noqa: SIM115
+    except FileExistsError:
+        raise InvalidInput(
+            f"container ID file found, make sure the other container isn't running or delete {cidfile}"
+        ) from None
+    except OSError as error:
+        raise translate_os_error(error, "create the container ID file") from error
+    with file:
+        try:
+            container = engine.containers.create(image, command, options)
+        except BaseException:
+            Path(cidfile).unlink(missing_ok=True)
+            raise
+        file.write(container.id)
+    return container
+
+
+def discard_unstarted(engine: Engine, container_id: str) -> None:
+    """Remove a --rm container that could not be started; one that runs, or is gone already, is left alone."""
+    try:
+        if not engine.containers.get(container_id).running:
+            engine.containers.remove(container_id, volumes=True)
+    except PylayersError:
+        return  # the failure to start is what the user has to know
+
+
+def check_terminal() -> None:
+    """Refuse -it without a terminal, as docker does."""
+    if not sys.stdin.isatty():
+        raise InvalidInput("the input device is not a TTY", hint="leave out -t when stdin is no terminal")
+
+
+def read_options(given: Mapping[str, Any]) -> ContainerOptions:
+    """Turn the command line's options into an engine's."""
+    from pylayers.cli.form import read_pairs
+    from pylayers.engine.container import ContainerOptions
+
+    files = [entry for path in given["environment_files"] for entry in read_environment_file(path)]
+    entrypoint = given["entrypoint"]
+    return ContainerOptions(
+        name=given["name"],
+        environment=tuple(resolve_environment([*files, *given["environment"]])),
+        volumes=given["volumes"],
+        mounts=given["mounts"],
+        tmpfs=given["tmpfs"],
+        working_dir=given["working_dir"],
+        user=given["user"],
+        entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()),
+        network=read_network(given["network"]),
+        hostname=given["hostname"],
+        remove=given["remove"],
+        interactive=given["interactive"],
+        terminal=given["terminal"],
+        labels=read_pairs(given["labels"]),
+        stop_signal=check_signal(given["stop_signal"]),
+        stop_timeout_s=given["stop_timeout_s"],
+        isolation=read_isolation(given),
+    )
+
+
+def read_isolation(given: Mapping[str, Any]) -> Isolation:
+    """Read the options that say how far the container is kept apart."""
+    from pylayers.container.isolation import (
+        SHM_SIZE_BYTES,
+        Isolation,
+        check_extra_host,
+        parse_device,
+        parse_limit,
+    )
+    from pylayers.volume.parse import parse_size
+
+    cpus, pids = given["cpus"], given["pids"]
+    if cpus is not None and not 0 < cpus < 1e6:
+        raise InvalidInput(f"invalid --cpus {cpus}: give a number above 0")
+    no_new_privileges, seccomp = read_security(given["security"])
+    return Isolation(
+        privileged=given["privileged"],
+        capabilities_added=given["capabilities_added"],
+        capabilities_dropped=given["capabilities_dropped"],
+        readonly=given["readonly"],
+        no_new_privileges=no_new_privileges,
+        seccomp=seccomp,
+        shm_size_bytes=SHM_SIZE_BYTES if given["shm_size"] is None else parse_size(given["shm_size"]),
+        limits=tuple(parse_limit(one) for one in given["limits"]),
+        devices=tuple(parse_device(one) for one in given["devices"]),
+        extra_hosts=tuple(check_extra_host(one) for one in given["extra_hosts"]),
+        memory_bytes=None if given["memory"] is None else parse_size(given["memory"]),
+        cpus=cpus,
+        pids=pids if pids is not None and pids > 0 else None,
+    )
+
+
+def read_security(given: Sequence[str]) -> tuple[bool, str]:
+    """Read --security-opt: whether privileges can't be gained, and the seccomp profile."""
+    no_new_privileges, seccomp = False, "default"
+    for entry in given:
+        key, separator, value = entry.partition("=") if "=" in entry else entry.partition(":")
+        if key == "no-new-privileges" and value in ("", "true", "false"):
+            no_new_privileges = value != "false"
+        elif key == "seccomp" and value:
+            seccomp = "default" if value == "builtin" else value
+        elif (key, value) in (("apparmor", "unconfined"), ("label", "disable")):
+            continue  # pylayers sets neither
+        else:
+            raise Unsupported(
+                f"--security-opt {entry} is not supported", hint="use no-new-privileges or seccomp=PROFILE|unconfined"
+            )
+    return no_new_privileges, seccomp
+
+
+def read_network(mode: str) -> str:
+    """Read --network."""
+    if mode not in ("host", "none", "default"):
+        raise Unsupported(f"network mode {mode!r} is not supported", hint="use host or none")
+    return "host" if mode == "default" else mode
+
+
+def check_signal(signal: str) -> str:
+    """Refuse an unknown --stop-signal before anything is made."""
+    if signal:
+        from pylayers.container.stop import parse_signal
+
+        parse_signal(signal)
+    return signal
+
+
+def resolve_environment(given: Sequence[str]) -> list[str]:
+    """Give names without a value the one that this process has; a name it has not is left out."""
+    found: list[str] = []
+    for entry in given:
+        name, equals, _ = entry.partition("=")
+        if not name:
+            raise InvalidInput(f"invalid environment variable: {entry}")
+        if equals:
+            found.append(entry)
+        elif name in os.environ:
+            found.append(f"{name}={os.environ[name]}")
+    return found
+
+
+def read_environment_file(path: str) -> list[str]:
+    """Read docker's env file: NAME=VALUE or NAME a line, # comments; quotes mean nothing. Raises InvalidInput."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(ENVIRONMENT_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise translate_os_error(error, "read the env file") from error
+    if len(content) > ENVIRONMENT_LIMIT_BYTES:
+        raise InvalidInput(f"env file {path} is larger than {ENVIRONMENT_LIMIT_BYTES} bytes")
+    found: list[str] = []
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"env file {path} is not UTF-8: byte {error.start}") from None
+    for number, line in enumerate(lines, 1):
+        entry = line.removesuffix("\r").lstrip()
+        if not entry or entry.startswith("#"):
+            continue
+        name = entry.partition("=")[0]
+        if not name or any(letter.isspace() for letter in name) or "\0" in entry:
+            raise InvalidInput(f"{path}:{number}: invalid variable name {name!r}", hint="give NAME=VALUE")
+        found.append(entry)
+    return found
