@@ -1,0 +1,63 @@
+"""`pylayers driver`: which storage drivers work here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pylayers.cli.form import format_option, print_one, print_rows
+from pylayers.cli.session import Session
+from pylayers.errors import DriverError, InvalidInput
+
+if TYPE_CHECKING:
+    from pylayers.engine.system import DriverRow
+
+TITLES = ("NAME", "CHOSEN", "USABLE", "DATA", "REASON")
+
+
+def describe(row: DriverRow) -> dict[str, Any]:
+    """Return one row of driver ls."""
+    return {
+        "Name": row.status.name,
+        "Chosen": row.chosen,
+        "Usable": row.status.probe.usable,
+        "HasData": row.status.has_data,
+        "Reason": row.status.probe.reason,
+        "Implemented": row.status.implemented,
+    }
+
+
+@click.command()
+@format_option
+@click.pass_obj
+def ls(session: Session, form: str | None) -> None:
+    """List the storage drivers in the order of preference; each is tried for real."""
+    with session.open() as engine:
+        rows = [describe(row) for row in engine.system.drivers()]
+    if form in (None, "table"):
+        for row in rows:
+            row["Chosen"] = "*" if row["Chosen"] else ""
+            row["Usable"] = "yes" if row["Usable"] else "no"
+            row["HasData"] = "yes" if row["HasData"] else ""
+    print_rows(TITLES, rows, form)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--format", "form", metavar="FORMAT", help="'json' or a template such as '{{.Usable}}'.")
+@click.pass_obj
+def probe(session: Session, name: str, form: str | None) -> int:
+    """Try one storage driver; leave with 8 when it doesn't work here."""
+    with session.open() as engine:
+        rows = {row.status.name: describe(row) for row in engine.system.drivers()}
+    row = rows.get(name)
+    if row is None:
+        raise InvalidInput(f"there is no storage driver {name!r}", hint=f"choose from: {', '.join(rows)}")
+    if form is not None:
+        print_one(row, form)
+        return 0 if row["Usable"] else DriverError.exit_code
+    if not row["Usable"]:
+        raise DriverError(f"{name} does not work here: {row['Reason']}")
+    click.echo(f"{name} works here")
+    return 0
