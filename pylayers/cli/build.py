@@ -23,7 +23,7 @@ MODES = ("auto", "plain", "tty", "rawjson", "quiet")  # progress.MODES, which is
 @click.command(no_args_is_help=False)
 @click.argument("context", default=".")
 @click.option("-t", "--tag", "references", multiple=True, metavar="NAME[:TAG]", help="Name of the image. Repeatable.")
-@click.option("-f", "--file", "dockerfile", metavar="FILE", help="Dockerfile (default: CONTEXT/Dockerfile; - is stdin).")
+@click.option("-f", "--file", "dockerfile", metavar="FILE", help="Dockerfile (default: CONTEXT/Dockerfile; -: stdin).")
 @click.option("--build-arg", "arguments", multiple=True, metavar="NAME[=VALUE]", help="Set an ARG; no value: yours.")
 @click.option("--target", metavar="STAGE", help="Build this stage.")
 @click.option("--no-cache", is_flag=True, help="Perform every step again.")
@@ -66,7 +66,8 @@ def build(
     from pylayers.cli.form import read_pairs
     from pylayers.cli.progress import open_progress
 
-    given_arguments, given_contexts, given_labels = read_arguments(arguments), read_contexts(contexts), read_pairs(labels)
+    given_arguments, given_contexts = read_arguments(arguments), read_contexts(contexts)
+    given_labels = read_pairs(labels)
     with ExitStack() as stack:
         if context == "-":
             if dockerfile is not None:

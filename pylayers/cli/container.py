@@ -16,7 +16,6 @@ from pylayers.cli.form import (
     read_moment,
     show_ago,
     show_duration,
-    write_table,
 )
 from pylayers.cli.session import Session
 from pylayers.errors import InvalidInput, NotFound
@@ -163,8 +162,7 @@ def show_status(container: Container) -> str:
 
 def show_containers(engine: Engine) -> None:
     """Print the table of all containers."""
-    rows = [describe_row(container) for container in engine.containers.list(everything=True)]
-    write_table([PS_TITLES, *([str(value) for value in row.values()][: len(PS_TITLES)] for row in rows)])
+    print_rows(PS_TITLES, [describe_row(container) for container in engine.containers.list(everything=True)])
 
 
 @click.command()

@@ -54,7 +54,8 @@ def fill_template(template: str, values: Any) -> str:
     literal = _FIELD.sub("", template)
     if "{{" in literal or "}}" in literal or "{{" not in template:
         raise InvalidInput(
-            f"format {template!r} is not understood", hint="use table, json or fields such as '{{.Name}}' or '{{json .}}'"
+            f"format {template!r} is not understood",
+            hint="use table, json or fields such as '{{.Name}}' or '{{json .}}'",
         )
     for escape, letter in _ESCAPES.items():
         template = template.replace(escape, letter)
@@ -98,9 +99,8 @@ def show_duration(seconds: float) -> str:
         return "Less than a second"
     steps = ((60, 1, "second"), (3600, 60, "minute"), (48 * 3600, 3600, "hour"), (14 * 86400, 86400, "day"),
              (60 * 86400, 7 * 86400, "week"), (730 * 86400, 30 * 86400, "month"))  # fmt: skip
-    for limit, unit_seconds, name in (*steps, (float("inf"), 365 * 86400, "year")):
-        if count < limit:
-            break
+    found = [(unit_seconds, name) for limit, unit_seconds, name in steps if count < limit]
+    unit_seconds, name = found[0] if found else (365 * 86400, "year")
     amount = count // unit_seconds
     if amount == 1 and name in ("minute", "hour"):
         return "About a minute" if name == "minute" else "About an hour"

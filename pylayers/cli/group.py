@@ -185,11 +185,12 @@ root = VerbGroup(
     params=[
         click.Option(["--root"], metavar="DIR", help="Data root (default: $PYLAYERS_ROOT, else the usual place)."),
         click.Option(["--driver"], metavar="NAME", help="Storage driver (default: $PYLAYERS_DRIVER, else the best)."),
-        click.Option(["--runtime"], metavar="NAME", help="OCI runtime (default: $PYLAYERS_RUNTIME, else the first found)."),
+        click.Option(["--runtime"], metavar="NAME", help="OCI runtime (default: $PYLAYERS_RUNTIME, else one found)."),
         click.Option(["-D", "--debug"], is_flag=True, help="Show a traceback with an error."),
         click.Option(
-            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Show the version."
-        ),
+            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show_version,
+            help="Show the version.",
+        ),  # fmt: skip
     ],
 )
 image = VerbGroup("image", IMAGE, help="Manage images.")

@@ -17,7 +17,6 @@ from pylayers.cli.form import (
     shorten,
     show_ago,
     show_size,
-    write_table,
 )
 from pylayers.cli.session import Session
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from pylayers.engine import Engine
     from pylayers.engine.image import Removal
     from pylayers.image.view import Image
+    from pylayers.oci.reference import Reference
 
 NONE = "<none>"
 
@@ -86,7 +86,7 @@ def image_rows(engine: Engine, name: str | None = None, *, no_trunc: bool = Fals
     for image in sorted(engine.images.list(), key=created_at, reverse=True):
         for reference in image.references or ("",):
             parsed = Reference.parse(reference) if reference else None
-            if wanted is not None and (parsed is None or parsed.name != wanted.name or wanted.tag not in (None, parsed.tag)):
+            if wanted is not None and (parsed is None or not covers(wanted, parsed)):
                 continue
             created = created_at(image)
             rows.append(
@@ -102,6 +102,11 @@ def image_rows(engine: Engine, name: str | None = None, *, no_trunc: bool = Fals
                 }
             )
     return rows
+
+
+def covers(wanted: Reference, found: Reference) -> bool:
+    """Tell whether a reference is of the repository, and has the tag, that is asked for."""
+    return found.name == wanted.name and wanted.tag in (None, found.tag)
 
 
 @click.command()
@@ -151,7 +156,7 @@ def tag(session: Session, source: str, name: str) -> None:
 
 @click.command()
 @click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("-f", "--force", is_flag=True, help="Remove it though stopped containers use it, or it has several names.")
+@click.option("-f", "--force", is_flag=True, help="Remove it though stopped containers use it or it has several names.")
 @click.pass_obj
 def rmi(session: Session, names: tuple[str, ...], force: bool) -> int:
     """Remove names, and each image whose last name goes."""
@@ -208,5 +213,4 @@ def save(session: Session, name: str, output: str, form: str) -> None:
 
 def show_images(engine: Engine) -> None:
     """Print the table of all images."""
-    rows = image_rows(engine)
-    write_table([IMAGE_TITLES, *([str(value) for value in row.values()][: len(IMAGE_TITLES)] for row in rows)])
+    print_rows(IMAGE_TITLES, image_rows(engine))

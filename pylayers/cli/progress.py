@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 
 from pylayers.build.event import (
     BuildFinished,
@@ -204,7 +204,7 @@ class PlainProgress:
 class JsonProgress:
     """Print each event as one line of JSON, e.g. {"event": "step_started", "step": {…}}."""
 
-    NAMES = {
+    NAMES: ClassVar[dict[type[Event], str]] = {
         StepStarted: "step_started",
         StepOutput: "step_output",
         StepFinished: "step_finished",

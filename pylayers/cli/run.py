@@ -76,7 +76,7 @@ def container_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def run(session: Session, image: str, command: tuple[str, ...], detach: bool, **given: Any) -> int:
+def run(session: Session, /, image: str, command: tuple[str, ...], detach: bool, **given: Any) -> int:
     """Create and start a container from an image; leave with its command's exit code."""
     options = read_options(given)
     if options.terminal and options.interactive and not detach:
@@ -101,7 +101,7 @@ def run(session: Session, image: str, command: tuple[str, ...], detach: bool, **
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def create(session: Session, image: str, command: tuple[str, ...], **given: Any) -> None:
+def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:
     """Create a container without starting it, and print its id."""
     options = read_options(given)
     with session.open() as engine:
@@ -211,7 +211,7 @@ def read_security(given: Sequence[str]) -> tuple[bool, str]:
     """Read --security-opt: whether privileges can't be gained, and the seccomp profile."""
     no_new_privileges, seccomp = False, "default"
     for entry in given:
-        key, separator, value = entry.partition("=") if "=" in entry else entry.partition(":")
+        key, _, value = entry.partition("=") if "=" in entry else entry.partition(":")
         if key == "no-new-privileges" and value in ("", "true", "false"):
             no_new_privileges = value != "false"
         elif key == "seccomp" and value:

@@ -110,7 +110,8 @@ def prune(session: Session, everything: bool, volumes: bool, force: bool) -> Non
         lines = ["all stopped containers"]
         if volumes:
             lines.append("all anonymous volumes not used by at least one container")
-        lines.append("all images without at least one container associated to them" if everything else "all dangling images")
+        unused = "all images without at least one container associated to them"
+        lines.append(unused if everything else "all dangling images")
         lines.append("all build cache")
         confirm(["WARNING! This will remove:", *(f"  - {line}" for line in lines), ""], "system prune")
     with session.open() as engine:
