@@ -36,7 +36,7 @@ cdef enum:
     FAILED_SOURCE = 1
     FAILED_CHANGED = 2
     FAILED_OUTPUT = 3
-    FAILED_PYTHON = 4         # the exception is in the Pipeline
+    FAILED_PYTHON = 4         # the exception is in the _Pipeline
 
 cdef struct job_t:
     table_t table

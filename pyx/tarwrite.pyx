@@ -5,6 +5,7 @@ Four stages share a ring of slots that together form the tar's bytes in order: a
 data, a writer stores the slots, BLAKE3 hashes each file, and the calling thread takes the tar's sha256.
 A slot is free again when all three consumers are past it. No stage ever waits while it holds the GIL.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
@@ -79,7 +80,7 @@ cdef void* write_stage(void* given) noexcept nogil:
     return NULL
 
 cdef void* blake3_stage(void* given) noexcept with gil:
-    cdef Pipeline pipeline = <Pipeline>given
+    cdef _Pipeline pipeline = <_Pipeline>given
     try:
         pipeline.hash_files()
     except BaseException as error:
@@ -112,7 +113,8 @@ cdef void finish_links(table_t* table) noexcept nogil:
         memcpy(record.blake3, target.blake3, 32)
 
 
-cdef class Pipeline:
+@cython.auto_pickle(False)
+cdef class _Pipeline:
     """One call's buffers, ring and stages. Every thread is joined before it goes away."""
     cdef job_t job
     cdef Py_buffer records, heap, sources
@@ -309,7 +311,7 @@ def write(
     FLAG_HASHED, and its contents are undefined after an error. Memory: a ring of 16 MiB. Starts three threads,
     all joined before it returns or raises; the GIL is released around everything but the calls of the hashers.
     """
-    cdef Pipeline pipeline = Pipeline(records, heap, sources, sha256, blake3)
+    cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
         raise ValueError("align_bytes must be a multiple of 512 up to 65536, align_from_bytes not negative")
     pipeline.check(align_bytes, align_from_bytes)

@@ -26,8 +26,8 @@ def write(
     IMPLICIT directories are left out (both offsets 0); WHITEOUT becomes an empty `.wh.NAME`; OPAQUE adds
     `.wh..wh..opq` after its directory. After an error records and out_fd hold no meaning.
     Reading, sha256, BLAKE3 and writing overlap on threads of their own, all ended when it returns or raises; each
-    source byte is read once; the GIL is released around all but the hashers' calls. Memory: a ring of 16 MiB. Write-back
-    is started early but not waited for: the caller's fsync makes it durable.
+    source byte is read once; the GIL is released around all but the hashers' calls. Memory: a ring of 16 MiB.
+    Write-back is started early but not waited for: the caller's fsync makes it durable.
     Raises SourceChanged, OSError (filename is the bytes of the source's path, or the row's; none for out_fd), and
     ValueError, before the first byte is written, for a table that cannot be a tar.
     """
