@@ -1,9 +1,10 @@
-# cython: language_level=3
+# cython: language_level=3, autotestdict=False
 """Merge, search, digest and compare sorted entry tables.
 
 The loops are in tablemerge.pxd, treeserial.pxd and tabledelta.pxd, over the tables of rowtable.pxd; here they get
 their buffers and hand back Python objects.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -21,7 +22,9 @@ from treeserial cimport (
 )
 
 
-cdef class Borrowed:
+@cython.internal
+@cython.auto_pickle(False)
+cdef class _Borrowed:
     """The buffers of one table, held until this object goes."""
 
     cdef Py_buffer views[2]
@@ -55,7 +58,7 @@ cdef object refused(const refusal_t* refusal, str what):
     return ValueError(f"{what}: row {refusal.row} {refusal.reason.decode()}")
 
 
-cdef size_t checked_index(Borrowed borrowed, index) except? 0:
+cdef size_t checked_index(_Borrowed borrowed, index) except? 0:
     if not 0 <= index < borrowed.table.count:
         raise IndexError(f"row {index} of a table of {borrowed.table.count}")
     return index
@@ -63,7 +66,7 @@ cdef size_t checked_index(Borrowed borrowed, index) except? 0:
 
 def merge(tables) -> tuple:
     """Apply layer tables from lowest to highest and return the merged table: no whiteouts, no OPAQUE."""
-    cdef list held = [Borrowed(records, heap) for records, heap in tables]
+    cdef list held = [_Borrowed(records, heap) for records, heap in tables]
     cdef merge_t state
     cdef int status
     cdef size_t layer
@@ -80,7 +83,7 @@ def merge(tables) -> tuple:
         raise MemoryError
     try:
         for layer in range(state.layers):
-            state.tables[layer] = (<Borrowed> held[layer]).table
+            state.tables[layer] = (<_Borrowed> held[layer]).table
         with nogil:
             status = merge_tables(&state)
         if status < 0:
@@ -100,7 +103,7 @@ def merge(tables) -> tuple:
 
 def find(records, heap, path: bytes) -> int:
     """Return the row of path by binary search, or -1."""
-    cdef Borrowed borrowed = Borrowed(records, heap)
+    cdef _Borrowed borrowed = _Borrowed(records, heap)
     cdef bint broken = False
     cdef size_t found = find_row(&borrowed.table, <const uint8_t*> PyBytes_AS_STRING(path), len(path), &broken)
     if broken:
@@ -110,7 +113,7 @@ def find(records, heap, path: bytes) -> int:
 
 def subtree(records, heap, index: int) -> int:
     """Return the end (exclusive) of the run of rows below and including row index."""
-    cdef Borrowed borrowed = Borrowed(records, heap)
+    cdef _Borrowed borrowed = _Borrowed(records, heap)
     cdef size_t top = checked_index(borrowed, index)
     cdef bint broken = not check_row(&borrowed.table, &borrowed.table.rows[top])
     cdef size_t end = 0
@@ -130,7 +133,7 @@ cdef bytes digest_of(blake3, const uint8_t* data, size_t length):
 
 def tree_digest(records, heap, blake3, index: int = 0, top_metadata: bool = True) -> bytes:
     """Return the BLAKE3 Merkle root (32 bytes) of the tree at row index."""
-    cdef Borrowed borrowed = Borrowed(records, heap)
+    cdef _Borrowed borrowed = _Borrowed(records, heap)
     cdef serial_t state
     cdef int status
     cdef bint metadata = top_metadata
@@ -160,8 +163,8 @@ def tree_digest(records, heap, blake3, index: int = 0, top_metadata: bool = True
 
 def diff(old_records, old_heap, new_records, new_heap, times: bool = True) -> bytes:
     """Compare two merged tables and return packed change records (kind u32, old_row u32, new_row u32)."""
-    cdef Borrowed old_table = Borrowed(old_records, old_heap)
-    cdef Borrowed new_table = Borrowed(new_records, new_heap)
+    cdef _Borrowed old_table = _Borrowed(old_records, old_heap)
+    cdef _Borrowed new_table = _Borrowed(new_records, new_heap)
     cdef delta_t state
     cdef int status
     memset(&state, 0, sizeof(delta_t))

@@ -173,7 +173,8 @@ cdef inline int take_record(scan_t* scan, pax_t* pax, slice_t key, slice_t value
     if equals(key, b"mtime", 5):
         pax.has_mtime = value.length > 0
         if pax.has_mtime and parse_time(value.data, value.length, &pax.mtime_ns) < 0:
-            return fail(scan, <uint64_t> (value.data - scan.tar), b"expected a PAX mtime in decimal seconds, before 2262")
+            return fail(scan, <uint64_t> (value.data - scan.tar),
+                        b"expected a PAX mtime in decimal seconds before 2262")
     return 0
 
 cdef inline int read_pax(scan_t* scan, pax_t* pax, size_t at, size_t end) noexcept nogil:

@@ -131,7 +131,8 @@ def packed(form: int) -> bytes:
 
 
 def gnu(folder: Path, *options: str) -> bytes:
-    command = ["tar", "-C", str(folder), "--sort=name", "--owner=0", "--group=0", "--mtime=@1", "-b1", *options, "-c", "."]
+    same = ["--sort=name", "--owner=0", "--group=0", "--mtime=@1", "-b1"]
+    command = ["tar", "-C", str(folder), *same, *options, "-c", "."]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 

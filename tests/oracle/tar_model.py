@@ -133,7 +133,8 @@ class Model:
     def add(self, kind: bytes, raw_path: bytes, link: bytes, inode: Inode) -> None:
         path = clean(raw_path)
         parts = path.split(b"/")
-        if any(part.startswith(b".wh..wh.") and part != b".wh..wh..opq" for part in parts) or b".wh..wh..opq" in parts[:-1]:
+        own = [part for part in parts if part.startswith(b".wh..wh.")]
+        if own and (own != [b".wh..wh..opq"] or parts[-1] != own[0]):
             return  # what aufs keeps for itself
         if any(part.startswith(b".wh.") for part in parts[:-1]):
             raise Refused(path)

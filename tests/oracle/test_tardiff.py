@@ -26,6 +26,7 @@ from pylayers.store.entry import (
     FLAG_OPAQUE,
     FLAG_SPARSE,
     FLAG_WHITEOUT,
+    Buffer,
     EntryTable,
 )
 from tests.oracle import table_model as model
@@ -50,7 +51,7 @@ def linked(first: Node, path: bytes) -> Node:
     return replace(first, flags=first.flags | FLAG_HARDLINK, link=path)
 
 
-def buffers(tree: Tree) -> tuple[object, object]:
+def buffers(tree: Tree) -> tuple[Buffer, Buffer]:
     table = model.build_table(model.sort_tree({b"": ROOT} | tree))
     return table.records, table.heap
 
@@ -138,7 +139,7 @@ def test_links_from_outside_count_from_the_first_name_inside() -> None:
 
 
 def test_digest_refuses() -> None:
-    with pytest.raises(ValueError, match="row 1 .*BLAKE3"):
+    with pytest.raises(ValueError, match=r"row 1 .*BLAKE3"):
         digest({b"a": file(flags=0)})
     for tree in ({b"a/b": file()}, {b"a": file(), b"a/b": file()}):
         with pytest.raises(ValueError, match="has no row for the directory"):
@@ -212,7 +213,9 @@ def test_linked_symlinks_and_sparse_files_pass_their_link_on() -> None:
     low: Tree = {
         b"a": symlink, b"b": linked(symlink, b"a"), b"c": sparse, b"d": linked(sparse, b"c"),
     }  # fmt: skip
-    assert merged(low, {b"a": WHITEOUT, b"c": WHITEOUT}) == {b"b": replace(symlink, nlink=1), b"d": replace(sparse, nlink=1)}
+    assert merged(low, {b"a": WHITEOUT, b"c": WHITEOUT}) == {
+        b"b": replace(symlink, nlink=1), b"d": replace(sparse, nlink=1),
+    }  # fmt: skip
 
 
 def test_merge_refuses() -> None:
@@ -227,7 +230,8 @@ def test_merge_refuses() -> None:
         tardiff.merge([buffers({b"": WHITEOUT})])
     records, heap = buffers({b"a": file(), b"b": file()})
     assert isinstance(records, bytearray)
-    turned = records[:ENTRY_SIZE_BYTES] + records[2 * ENTRY_SIZE_BYTES :] + records[ENTRY_SIZE_BYTES : 2 * ENTRY_SIZE_BYTES]
+    root, first, second = (records[at : at + ENTRY_SIZE_BYTES] for at in range(0, len(records), ENTRY_SIZE_BYTES))
+    turned = root + second + first
     with pytest.raises(ValueError, match="row 2 is not after"):
         tardiff.merge([(turned, heap)])
     with pytest.raises(ValueError, match="outside the heap"):
@@ -271,11 +275,11 @@ def large_layers() -> list[Tree]:
 def test_a_large_merge_digest_and_diff() -> None:
     low, high = large_layers()
     found = merged(low, high)
-    old = buffers({path: node for path, node in merged(low).items()})
+    old = buffers(merged(low))
     new = EntryTable(*tardiff.merge([buffers(low), buffers(high)]))
     assert tardiff.tree_digest(new.records, new.heap, blake3) == model.tree_digest({b"": ROOT} | found)
     changes = struct.iter_unpack("<III", tardiff.diff(*old, new.records, new.heap))
-    tables = (EntryTable(*old), new)  # type: ignore[arg-type]
+    tables = (EntryTable(*old), new)
     seen = []
     for kind, old_row, new_row in changes:
         table, row = (tables[0], old_row) if kind == 2 else (tables[1], new_row)
@@ -315,7 +319,10 @@ def test_scanned_layers_merge() -> None:
                 archive.addfile(info, io.BytesIO(data))
         return written.getvalue()
 
-    low = tar(("z", b"0", "", b"data"), ("a", b"1", "z", b""), ("e", b"0", "", b""), ("f", b"1", "e", b""), ("g", b"0", "", b""))
+    low = tar(
+        ("z", b"0", "", b"data"), ("a", b"1", "z", b""), ("e", b"0", "", b""), ("f", b"1", "e", b""),
+        ("g", b"0", "", b""),
+    )  # fmt: skip
     high = tar((".wh.a", b"0", "", b""), ("d/x", b"0", "", b"new"))
     table = EntryTable(*tardiff.merge([scan(low), scan(high)]))
     found = {table.path(entry): entry for entry in table}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import struct
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from stat import S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG
 
 import pytest
@@ -19,13 +21,14 @@ from pylayers.store.entry import (
     FLAG_IMPLICIT,
     FLAG_OPAQUE,
     FLAG_WHITEOUT,
+    Buffer,
     EntryTable,
     path_key,
 )
 from tests.oracle import table_model as model
 from tests.oracle.table_model import Node, Tree
 
-KINDS = ["file"] * 4 + ["directory"] * 4 + ["opaque", "whiteout", "whiteout", "symlink", "device", "empty"] + ["link"] * 4
+KINDS = ["file", "directory", "link"] * 4 + ["opaque", "whiteout", "whiteout", "symlink", "device", "empty"]
 ITEMS = st.lists(
     st.tuples(
         st.lists(st.sampled_from([b"a", b"b", b"b-", b"\xff"]), min_size=1, max_size=3).map(b"/".join),
@@ -77,7 +80,7 @@ LAYERS = ITEMS.map(make_layer)
 MERGED = ITEMS.map(lambda items: make_layer(items, marks=False))
 
 
-def buffers(tree: Tree) -> tuple[object, object]:
+def buffers(tree: Tree) -> tuple[Buffer, Buffer]:
     table = model.build_table(tree)
     return table.records, table.heap
 
@@ -147,12 +150,10 @@ def test_a_subtree_digests_like_the_same_tree_elsewhere(tree: Tree) -> None:
                 continue
             moved = below[len(path) :].lstrip(b"/")
             file = node.link if node.flags & FLAG_HARDLINK else below
-            if not node.is_directory and file in first:
-                node = replace(tree[file], flags=tree[file].flags | FLAG_HARDLINK, link=first[file])
-            elif not node.is_directory:
-                node = tree[file]
+            alone[moved] = node if node.is_directory else tree[file]
+            if file in first:
+                alone[moved] = replace(tree[file], flags=tree[file].flags | FLAG_HARDLINK, link=first[file])
             first.setdefault(file, moved)
-            alone[moved] = node
         moved_records, moved_heap = buffers(alone)
         assert tardiff.tree_digest(records, heap, blake3, row) == tardiff.tree_digest(moved_records, moved_heap, blake3)
 
@@ -205,7 +206,7 @@ def test_damaged_tables_are_refused_or_read(seed: int) -> None:
     chosen = random.Random(seed)
     for _ in range(400):
         items = [
-            (b"/".join(chosen.choices([b"a", b"b", b"c"], k=chosen.randint(1, 3))), chosen.choice(KINDS), chosen.randrange(4))
+            (b"/".join(chosen.choices([b"a", b"b"], k=chosen.randint(1, 3))), chosen.choice(KINDS), chosen.randrange(4))
             for _ in range(12)
         ]  # fmt: skip
         table = model.build_table(make_layer(items))
@@ -217,15 +218,14 @@ def test_damaged_tables_are_refused_or_read(seed: int) -> None:
                 del heap[chosen.randrange(len(heap) + 1) :]
             else:
                 records[chosen.randrange(len(records))] = chosen.choice([0, 1, 255, 64, chosen.randrange(256)])
+        good, bad = (table.records, table.heap), (records, heap)
         for attempt in (
-            lambda: tardiff.merge([(records, heap), (table.records, table.heap), (records, heap)]),
-            lambda: tardiff.tree_digest(records, heap, blake3, chosen.randrange(len(records) // 168)),
-            lambda: tardiff.diff(records, heap, table.records, table.heap),
-            lambda: tardiff.diff(table.records, table.heap, records, heap),
-            lambda: tardiff.find(records, heap, b"a/b"),
-            lambda: tardiff.subtree(records, heap, 0),
+            partial(tardiff.merge, [bad, good, bad]),
+            partial(tardiff.tree_digest, *bad, blake3, chosen.randrange(len(records) // 168)),
+            partial(tardiff.diff, *bad, *good),
+            partial(tardiff.diff, *good, *bad),
+            partial(tardiff.find, *bad, b"a/b"),
+            partial(tardiff.subtree, *bad, 0),
         ):
-            try:
+            with suppress(ValueError):
                 attempt()
-            except ValueError as error:
-                assert str(error)
