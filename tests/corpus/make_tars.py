@@ -1,6 +1,7 @@
 """Make the tars in good/ and should_fail/ and the list of the failures' offsets; run it only to add to them.
 
 good/tar_gnu_*.tar come from GNU tar (sparse files, long names), the others from Python's tarfile.
+GNU tar writes its process id into the names of its pax sparse headers, so those two differ on every run.
 should_fail/tar_failures.json says for each bad tar at which byte, and with which words, scanning stops.
 """
 
