@@ -49,6 +49,15 @@ class Removal:
     freed_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkComparison:
+    """Say how many distinct chunks and bytes an image has, and how many of the bytes another image lacks."""
+
+    chunk_count: int
+    size_bytes: int
+    missing_bytes: int
+
+
 class ImageActions:
     """What can be done with images; reached as `engine.images`."""
 
@@ -200,6 +209,21 @@ class ImageActions:
             if message:
                 state = replace(state, history=(*state.history[:-1], replace(state.history[-1], comment=message)))
             return self._store(state, name)
+
+    def compare_chunks(self, name: str, other: str) -> ChunkComparison:
+        """Count how many bytes of an image another one lacks, by content-defined chunks: what a transfer would move.
+
+        Cuts layers that weren't cut yet: one read of each.
+        """
+        from pylayers.store.chunk import chunk_layer, read_chunks
+
+        def sizes(image: Image) -> dict[bytes, int]:
+            layers = [chunk_layer(self._engine.store, diff_id) for diff_id in image.config.diff_ids]
+            return {chunk.blake3: chunk.size_bytes for layer in layers for chunk in read_chunks(layer)}
+
+        held, wanted = sizes(self.get(other)), sizes(self.get(name))
+        missing = sum(size for digest, size in wanted.items() if digest not in held)
+        return ChunkComparison(len(wanted), sum(wanted.values()), missing)
 
     def save_layout(self, name: str, directory: Path) -> Path:
         """Write an image as an OCI image layout (hard links where the file system allows)."""

@@ -1,0 +1,79 @@
+"""Cut a stored layer into content-defined chunks and keep them in its layer.idx.
+
+Chunks are cut within files, so that a file has the same chunks in whichever layer it lies. It costs one read of the
+layer and is done when something needs chunks (a transfer, a look at what images share), never while building.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from pylayers._native import chunking
+from pylayers.store.entry import ENTRY_FIELDS, ENTRY_SIZE_BYTES, FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, Entry
+from pylayers.store.index import CHUNK_SIZE_BYTES, CHUNK_STRUCT
+from pylayers.store.layer import Layer
+from pylayers.store.store import Store
+
+MIN_BYTES = 64 << 10
+AVERAGE_BYTES = 256 << 10
+MAX_BYTES = 1 << 20
+FIRST_AT = struct.calcsize("<" + "".join(code for _, code in ENTRY_FIELDS[:21]))  # chunk_first; chunk_count follows
+
+
+class Chunk(NamedTuple):
+    """One chunk of a layer's tar."""
+
+    offset: int
+    size_bytes: int
+    blake3: bytes
+
+
+def chunk_layer(store: Store, diff_id: str) -> Layer:
+    """Return a layer whose index lists its chunks, cutting it where that wasn't done yet. Releases the GIL; one read."""
+    layer = store.layers.open(diff_id)
+    if len(layer.chunks) or not len(layer.table) or layer.size_bytes == 0:
+        return layer
+    records = bytearray(layer.table.records)
+    chunks = bytearray()
+    tar = layer.open_tar()
+    try:
+        with mmap.mmap(tar, layer.size_bytes, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            for row, entry in enumerate(layer.table):
+                if is_chunked(entry):
+                    first = len(chunks) // CHUNK_SIZE_BYTES
+                    chunks += cut(entry, view)
+                    count = len(chunks) // CHUNK_SIZE_BYTES - first
+                    struct.pack_into("<II", records, row * ENTRY_SIZE_BYTES + FIRST_AT, first, count)
+    finally:
+        os.close(tar)
+    return store.layers.replace_index(diff_id, type(layer.table)(records, layer.table.heap), chunks)
+
+
+def is_chunked(entry: Entry) -> bool:
+    """Tell whether a row has data of its own. A sparse file's lies packed: it moves as a whole."""
+    return stat.S_ISREG(entry.mode) and entry.size_bytes > 0 and not entry.flags & (FLAG_HARDLINK | FLAG_SPARSE)
+
+
+def cut(entry: Entry, tar: memoryview) -> bytes | bytearray:
+    """Return one file's chunk records, their offsets being those in the tar."""
+    start = entry.data_offset
+    if entry.size_bytes <= MIN_BYTES and entry.flags & FLAG_HASHED:
+        return CHUNK_STRUCT.pack(start, entry.size_bytes, 0, entry.blake3)
+    with tar[start : start + entry.size_bytes] as content:
+        found = chunking.manifest(content, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+    for at in range(0, len(found), CHUNK_SIZE_BYTES):
+        struct.pack_into("<Q", found, at, struct.unpack_from("<Q", found, at)[0] + start)
+    return found
+
+
+def read_chunks(layer: Layer) -> Iterator[Chunk]:
+    """Yield a layer's chunks in file order."""
+    for offset, size_bytes, _, digest in CHUNK_STRUCT.iter_unpack(layer.chunks):
+        yield Chunk(offset, size_bytes, digest)
