@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_layer(store: Store, diff_id: str) -> Layer:
-    """Return a layer whose index lists its chunks, cutting it where that wasn't done yet. Releases the GIL; one read."""
+    """Return a layer whose index lists its chunks, cutting it where that wasn't done yet; one read of the layer."""
     layer = store.layers.open(diff_id)
     if len(layer.chunks) or not len(layer.table) or layer.size_bytes == 0:
         return layer
