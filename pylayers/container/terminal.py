@@ -74,7 +74,7 @@ def raw(descriptor: int) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(descriptor)
-    tty.setraw(descriptor)
+    tty.setraw(descriptor, termios.TCSADRAIN)  # the default would throw away what was typed ahead
     try:
         yield
     finally:

@@ -12,7 +12,10 @@ from pylayers.container.runtime import Runtime, find_runtime, probe_runtimes
 from pylayers.errors import RuntimeMissing
 from pylayers.snapshot.snapshotter import Mount
 
-APPLETS = "sh cat ls id true false sleep echo env touch mkdir rm mv ps kill pwd stty tty test chown chmod hostname head printf trap"
+APPLETS = (
+    "sh cat ls id true false sleep echo env touch mkdir rm mv ps kill "
+    "pwd stty tty test chown chmod hostname head printf trap"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 

@@ -37,7 +37,9 @@ class Box:
         self.engine, self.rootfs, self.directory = engine, rootfs, directory
         self.out = {1: b"", 2: b""}
 
-    def run(self, *arguments: str, isolation: Isolation | None = None, mounts=(), cancel_fd=None, **process) -> ExitStatus:
+    def run(
+        self, *arguments: str, isolation: Isolation | None = None, mounts=(), cancel_fd=None, **process
+    ) -> ExitStatus:
         def keep(number: int, content: bytes) -> None:
             self.out[number] += content
 
@@ -150,7 +152,14 @@ def test_user_and_groups_come_from_the_image(box: Box) -> None:
         with pytest.raises(Unsupported, match="cannot run as user 1000"):
             box.run("id", user="app")
         return
-    assert box.shell("id -u; id -g; id -G; echo $HOME", user="app").split() == ["1000", "1001", "1001", "29", "77", "/home/app"]
+    assert box.shell("id -u; id -g; id -G; echo $HOME", user="app").split() == [
+        "1000",
+        "1001",
+        "1001",
+        "29",
+        "77",
+        "/home/app",
+    ]
     assert box.shell("id -u; id -g", user="1234:77").split() == ["1234", "77"]
     with pytest.raises(ContainerError, match="no matching entries in passwd file"):
         box.run("id", user="nobody-here")
@@ -174,7 +183,12 @@ def test_capabilities_are_dockers(box: Box) -> None:
 
 
 def test_kernel_files_are_masked(box: Box) -> None:
-    assert box.shell("cat /proc/kcore /proc/timer_list | head -c 10; touch /proc/sys/kernel/hostname 2>/dev/null || echo no").strip() == "no"
+    assert (
+        box.shell(
+            "cat /proc/kcore /proc/timer_list | head -c 10; touch /proc/sys/kernel/hostname 2>/dev/null || echo no"
+        ).strip()
+        == "no"
+    )
 
 
 def test_processes_are_alone(box: Box) -> None:
@@ -252,13 +266,16 @@ from pylayers.container.sandbox import run_once
 from pylayers.snapshot.snapshotter import Mount
 lower, upper, work, directory, name = sys.argv[1:]
 run_once([Mount("overlay", lowers=(lower,), upper=upper, work=work)],
-         Process(arguments=("sh", "-c", "echo ready; sleep 61.25")), runtime=find_runtime(name), work_directory=Path(directory),
+         Process(arguments=("sh", "-c", "echo ready; sleep 61.25")), runtime=find_runtime(name),
+         work_directory=Path(directory),
          output=lambda n, c: print(c.decode(), flush=True))
 """
     directory = tmp_path / "tmp"
     directory.mkdir()
     arguments = [rootfs.lower, rootfs.upper, rootfs.work, directory, runtime("runc").name]
-    child = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     child.send_signal(number)
