@@ -1,0 +1,225 @@
+"""Compare whole builds by pylayers with those by dockerd's BuildKit: `python bench/build.py --source ml,nm,big`.
+
+Every round does each kind of work once per side, by turns. Before each run the source files are read, so both
+sides find them in the page cache, and earlier writes are flushed. A cold build begins with nothing but the base
+image on either side: no image, no layer, no build cache, no transferred context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from limit import Limits, measure_limits
+from peer import Docker, PeerError
+from report import MEMORY_GOAL_BYTES, Work, describe_machine, render_table, write_result
+from source import PrepareError, Source, measure_tree, prepare_base, prepare_source, read_tree
+from subject import (
+    SubjectError,
+    build_call,
+    build_process,
+    check_layer,
+    find_command,
+    fresh_root,
+    layer_tar,
+)
+
+from pylayers.engine import Engine
+
+BASE = "pylayers-bench-base"
+KINDS = ("cold", "unchanged", "library", "changed")
+ABOVE_DESTINATION = 2  # /opt and /opt/NAME, where the base has no /opt/NAME; a layer names them both
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Hold what is compared, and the samples so far."""
+
+    root: Path  # pylayers' data root
+    base: Path
+    docker: Docker | None
+    works: dict[tuple[str, str], Work] = field(default_factory=dict)
+
+    def work(self, kind: str, source: Source) -> Work:
+        """Return the samples of one kind of work on one source."""
+        return self.works.setdefault((source.name, kind), Work(kind, source.name))
+
+    def settle(self, source: Source) -> None:
+        """Bring the source into the page cache and let earlier writes reach the disk."""
+        os.sync()
+        read_tree(source.directory)
+
+    def play_round(self, source: Source) -> None:
+        """Do each kind of work once per side."""
+        self.cold(source)
+        check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
+        self.unchanged(source)
+        self.library(source)
+        self.changed(source)
+        check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
+
+    def cold(self, source: Source) -> None:
+        """Build with nothing known but the base image."""
+        work = self.work("cold", source)
+        fresh_root(self.root, self.base, BASE)
+        self.settle(source)
+        self.ours(work, source, no_cache=True)
+        if self.docker is not None:
+            self.docker.forget(name(source))
+            self.settle(source)
+            self.theirs(self.docker, work, source, no_cache=True)
+
+    def unchanged(self, source: Source) -> None:
+        """Build again with nothing changed; an untimed build before it has put everything into the cache."""
+        work = self.work("unchanged", source)
+        build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=False)
+        self.settle(source)
+        self.ours(work, source, no_cache=False)
+        if self.docker is not None:
+            self.docker.build(source.directory, source.dockerfile, name(source), no_cache=False)
+            self.settle(source)
+            self.theirs(self.docker, work, source, no_cache=False)
+
+    def library(self, source: Source) -> None:
+        """Build again with nothing changed through an engine that is open; the peer's time is its process's."""
+        work = self.work("library", source)
+        with Engine.open(self.root) as engine:
+            build_call(engine, source.directory, source.dockerfile, name(source))
+            self.settle(source)
+            work.pylayers_s.append(build_call(engine, source.directory, source.dockerfile, name(source)))
+        work.docker_s = self.work("unchanged", source).docker_s
+
+    def changed(self, source: Source) -> None:
+        """Build again with one file's content changed, once for each side."""
+        work = self.work("changed", source)
+        change(source)
+        self.settle(source)
+        self.ours(work, source, no_cache=False)
+        if self.docker is not None:
+            change(source)
+            self.settle(source)
+            self.theirs(self.docker, work, source, no_cache=False)
+            # Both sides end with the same content.
+            build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=False)
+
+    def ours(self, work: Work, source: Source, *, no_cache: bool) -> None:
+        """Time one pylayers process."""
+        run = build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=no_cache)
+        work.pylayers_s.append(run.seconds)
+        work.rss_anon_bytes.append(run.rss_anon_bytes)
+
+    def theirs(self, docker: Docker, work: Work, source: Source, *, no_cache: bool) -> None:
+        """Time one docker process, and see that its image is there."""
+        work.docker_s.append(docker.build(source.directory, source.dockerfile, name(source), no_cache=no_cache))
+        docker.image_id(name(source))
+
+
+def name(source: Source) -> str:
+    """Return the name of the image that a source is built to."""
+    return f"pylayers-bench-{source.name}"
+
+
+def change(source: Source) -> None:
+    """Give one file new content."""
+    source.changed_file.write_text(f"{time.time_ns()}\n")
+    time.sleep(0.05)  # a file younger than the file system's clock tick is racy, and would be read again
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Prepare, run the rounds and return the result."""
+    cache: Path = options.cache.absolute()
+    base = prepare_base(cache, small=options.quick)
+    names = ["quick"] if options.quick else options.source.split(",")
+    sources = [prepare_source(cache, each, BASE) for each in names]
+    machine = describe_machine(cache)
+    limits: dict[str, Limits] = {}
+    with ExitStack() as stack:
+        docker = open_docker(stack, cache, options.docker_root, sources) if options.docker else None
+        if docker is not None:
+            docker.import_base(base, BASE)
+        comparison = Comparison(cache / "pylayers", base, docker)
+        for number in range(options.rounds):
+            for source in sources:
+                print(f"round {number + 1} of {options.rounds}: {source.name}", file=sys.stderr, flush=True)
+                comparison.play_round(source)
+                if source.name not in limits:
+                    tar = layer_tar(comparison.root, name(source))
+                    limits[source.name] = measure_limits(source.directory, tar, cache / "limit.scratch")
+        versions = None if docker is None else docker.versions()
+    for work in comparison.works.values():
+        limit = limits[work.source]
+        whole = work.kind in ("cold", "changed")
+        work.limit_s = max(limit.read_s, limit.sha256_s, limit.write_s) if whole else limit.stat_s
+    return {
+        "command": find_command()[1:] or ["pylayers"],
+        "machine": {**machine, "load_average_at_end": os.getloadavg()},
+        "docker": versions,
+        "rounds": options.rounds,
+        "sources": {source.name: asdict(measure_tree(source.directory)) for source in sources},
+        "limits": {key: asdict(limit) for key, limit in limits.items()},
+        "works": [work.summary() for work in comparison.works.values()],
+    }
+
+
+def open_docker(stack: ExitStack, cache: Path, root: Path | None, sources: list[Source]) -> Docker:
+    """Start the peer until the stack is closed."""
+    shared = {source.name: source.directory for source in sources}
+    inside = None if root is None else root.absolute()
+    return stack.enter_context(Docker(cache / "docker", inside, shared, cache / "dockerfile"))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result for people."""
+    print(render_table(result["works"]))
+    for source, limit in result["limits"].items():
+        print(
+            f"\nlimits of {source}: read {limit['read_s']:.3f} s, sha256 {limit['sha256_s']:.3f} s,"
+            f" write + fsync {limit['write_s']:.3f} s, stat {limit['stat_s']:.3f} s"
+        )
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Compare whole builds by pylayers and by docker.")
+    parser.add_argument("--source", default="ml,nm,big", help="what to build, of ml, nm, big, quick")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a small made-up tree, no docker")
+    parser.add_argument("--no-docker", dest="docker", action="store_false", help="pylayers alone")
+    parser.add_argument("--docker-root", type=Path, help="a Debian root that dockerd and docker are run from")
+    parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
+    options = parser.parse_args()
+    if options.quick:
+        options.docker = False
+    if options.rounds < 1:
+        parser.error("--rounds is at least 1")
+    return options
+
+
+def main() -> int:
+    """Run the comparison; the exit status tells whether it could be made and memory kept its bound."""
+    options = read_options()
+    try:
+        result = compare(options)
+    except (PrepareError, PeerError, SubjectError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    path = write_result(options.cache, result)
+    show(result)
+    print(f"\nwritten to {path}", file=sys.stderr)
+    peaks = [work["rss_anon_peak_bytes"] or 0 for work in result["works"]]
+    if max(peaks) >= MEMORY_GOAL_BYTES:
+        print(f"error: RssAnon reached {max(peaks) / 1e6:.0f} MB", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
