@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +71,8 @@ def build(
         if context == "-":
             if dockerfile is not None:
                 raise click.UsageError("-f cannot be given with a Dockerfile on stdin")
+            import tempfile
+
             context, dockerfile = stack.enter_context(tempfile.TemporaryDirectory(prefix="pylayers-")), "-"
         engine = stack.enter_context(session.open())
         shown = open_progress("quiet" if quiet else progress)

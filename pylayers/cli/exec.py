@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pylayers.cli.group import ContainerCommand
+from pylayers.cli.command import ContainerCommand
 from pylayers.cli.run import check_terminal, read_environment_file, resolve_environment
 from pylayers.cli.session import Session
 

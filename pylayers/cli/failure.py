@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pylayers.errors import BuildError, PylayersError, translate_os_error
-
 if TYPE_CHECKING:
     from typing import TextIO
+
+    from pylayers.errors import BuildError
 
 PROGRAM = "pylayers"
 USAGE_EXIT_CODE = 2
@@ -78,6 +78,8 @@ def wants_debug(arguments: Iterable[str]) -> bool:
 
 def report(error: Exception, *, debug: bool = False) -> int:
     """Tell an error and return its exit code; with debug the traceback comes first."""
+    from pylayers.errors import BuildError, PylayersError, translate_os_error
+
     if debug:
         import traceback
 
@@ -140,6 +142,8 @@ def show_tail(error: BuildError) -> None:
 
 def perform_each(names: Iterable[str], action: Callable[[str], object]) -> int:
     """Do something with each name; one failure doesn't keep it from the rest. Return the first failure's exit code."""
+    from pylayers.errors import PylayersError
+
     code = 0
     for name in names:
         try:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from pylayers.cli.session import Session
-from pylayers.errors import ContainerError, PylayersError
 
-CONTAINER_USAGE_EXIT_CODE = 125
 GLOBAL_VALUES = ("--root", "--driver", "--runtime")
 
 
-@dataclass(frozen=True)
 class Verb:
-    """Say where a verb lives: module of pylayers.cli and attribute."""
+    """Say where a verb lives: module of pylayers.cli and attribute. No dataclass: those cost milliseconds to import."""
 
-    module: str
-    attribute: str
-    help: str
+    __slots__ = ("attribute", "help", "module")
+
+    def __init__(self, module: str, attribute: str, help: str) -> None:
+        self.module = module
+        self.attribute = attribute
+        self.help = help
 
 
 IMAGE = {
@@ -135,27 +134,6 @@ class VerbGroup(click.Group):
             formatter.write_dl([(name, self.table[name].help) for name in sorted(self.table)])
 
 
-class ContainerCommand(click.Command):
-    """Leave with docker's 125 for a wrong command line, and end the options at the image's or container's name."""
-
-    usage_exit_code = CONTAINER_USAGE_EXIT_CODE
-    allow_interspersed_args = False
-
-
-class RunCommand(ContainerCommand):
-    """Leave with 125 for every failure of ours, so that it isn't taken for the container's own exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except ContainerError:
-            raise
-        except PylayersError as error:
-            error.exit_code = CONTAINER_USAGE_EXIT_CODE
-            raise
-
-
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -190,7 +168,7 @@ root = VerbGroup(
         click.Option(
             ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show_version,
             help="Show the version.",
-        ),  # fmt: skip
+        ),
     ],
 )
 image = VerbGroup("image", IMAGE, help="Manage images.")

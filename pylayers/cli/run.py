@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pylayers.cli.group import ContainerCommand, RunCommand
+from pylayers.cli.command import ContainerCommand, RunCommand
 from pylayers.cli.session import Session
 from pylayers.errors import InvalidInput, PylayersError, Unsupported, translate_os_error
 

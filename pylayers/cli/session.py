@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pylayers.engine import Engine
 
 
-@dataclass(frozen=True)
 class Session:
     """Hold the global options; verbs get it as their first argument."""
 
-    root: str | None = None
-    driver: str | None = None
-    runtime: str | None = None
-    debug: bool = False
+    __slots__ = ("debug", "driver", "root", "runtime")
+
+    def __init__(
+        self, root: str | None = None, driver: str | None = None, runtime: str | None = None, debug: bool = False
+    ) -> None:
+        self.root = root
+        self.driver = driver
+        self.runtime = runtime
+        self.debug = debug
 
     def open(self) -> Engine:
         """Open the engine; the verb closes it."""

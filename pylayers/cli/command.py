@@ -1,0 +1,32 @@
+"""Kinds of verbs: those that end in a container's command line, and leave with docker's exit codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pylayers.errors import ContainerError, PylayersError
+
+CONTAINER_USAGE_EXIT_CODE = 125
+
+
+class ContainerCommand(click.Command):
+    """Leave with docker's 125 for a wrong command line, and end the options at the image's or container's name."""
+
+    usage_exit_code = CONTAINER_USAGE_EXIT_CODE
+    allow_interspersed_args = False
+
+
+class RunCommand(ContainerCommand):
+    """Leave with 125 for every failure of ours, so that it isn't taken for the container's own exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ContainerError:
+            raise
+        except PylayersError as error:
+            error.exit_code = CONTAINER_USAGE_EXIT_CODE
+            raise
