@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pylayers.errors import ContainerError, Unsupported
-from pylayers.volume.rootpath import make_directories, open_beneath
+from pylayers.volume.rootpath import locate, make_directories, open_beneath
 
 
 def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | None = None) -> list[str]:
@@ -27,11 +27,12 @@ def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | N
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.close(make_directories(root_fd, process["cwd"]))
+        arguments = ["--bind", str(root), "/"]
+        for mount in config["mounts"]:
+            # bwrap refuses a symlink as the target (/etc/resolv.conf often is one), so it gets where that leads.
+            arguments += _mount({**mount, "destination": "/" + locate(root_fd, mount["destination"]).path})
     finally:
         os.close(root_fd)
-    arguments = ["--bind", str(root), "/"]
-    for mount in config["mounts"]:
-        arguments += _mount(mount)
     arguments += _hidden(config["linux"])
     if config["root"]["readonly"]:
         arguments += ["--remount-ro", "/"]  # only now: bwrap makes the mount points itself
