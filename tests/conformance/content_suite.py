@@ -150,6 +150,22 @@ class ContentSuite:
                 assert [entry.name for entry in (top / path).iterdir()] == ["again"]
             self.reproduces(stage, again, name)
 
+    def test_what_an_opaque_directory_hid_comes_back(self, stage: Stage) -> None:
+        """Equal to the file two layers down, but that one was hidden in between: it is an addition."""
+        stage.make("base", None, lambda top: write(top, "d/deep/file", b"same"))
+
+        def recreate(top: Path) -> None:
+            remove_tree(top / "d")
+            write(top, "d/deep/other")
+
+        def bring_back(top: Path) -> None:
+            write(top, "d/deep/file", b"same")
+
+        stage.make("middle", "base", recreate)
+        key = stage.active("middle", bring_back)
+        assert stage.listed(key, "middle") == [("C", b"d"), ("C", b"d/deep"), ("A", b"d/deep/file")]
+        self.reproduces(stage, key, "middle")
+
     def test_types_replace_each_other(self, stage: Stage) -> None:
         def base(top: Path) -> None:
             for name in ("file-dir", "file-link"):

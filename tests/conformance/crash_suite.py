@@ -90,6 +90,33 @@ class CrashSuite(SnapshotterSuite):
         assert killed > 15
         self.reopen(stage)
 
+    def test_others_are_not_misled_by_a_killed_commit(self, stage: Stage) -> None:
+        """A driver that stays open sees the key or the name, never both, whatever another process left."""
+        root = stage.scratch.parent / "root"
+        for step in range(200):
+
+            def work(step: int = step) -> None:
+                driver = self.open_driver(root)
+                count_down(step)
+                driver.commit(f"name-{step}", f"key-{step}")
+
+            stage.driver.prepare(f"key-{step}", None)
+            status = self.in_child(work)
+            seen = []
+            for name in (f"key-{step}", f"name-{step}"):
+                try:
+                    seen.append(stage.driver.stat(name))
+                except NotFound:
+                    continue
+            assert len(seen) == 1
+            assert seen == [one for one in stage.driver.walk() if one.name.endswith(f"-{step}")]
+            if seen[0].kind is SnapshotKind.ACTIVE:
+                stage.driver.commit(f"name-{step}", f"key-{step}")
+            stage.driver.prepare(f"key-{step}", f"name-{step}")  # over the stale pointer
+            if status == 0:
+                return
+        pytest.fail("the commit never came to its end")
+
     def test_recovery_may_be_killed_too(self, stage: Stage) -> None:
         root = stage.scratch.parent / "root"
         stage.make("base", None, lambda top: [write(top, f"d/{at}") for at in range(5)])

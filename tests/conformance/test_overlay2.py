@@ -12,7 +12,7 @@ from pylayers.snapshot import overlay2
 from pylayers.snapshot.default import DefaultSnapshotter
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Snapshotter
-from pylayers.store.entry import EntryTable
+from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
 from tests.conformance.stage import Stage, remove_tree, write
@@ -46,6 +46,21 @@ class TestOverlay2(CrashSuite, ForeignSuite):
         assert set(stage.driver.mounts("a")[0].options) == {"redirect_dir=off", "metacopy=off", "index=off"}
         with stage.mounted("a") as top, pytest.raises(OSError, match="cross-device"):
             os.rename(top / "d", top / "e")  # redirect_dir=off: mv must copy, so that the layer holds the files
+
+    def test_marks_that_hide_nothing_are_dropped(self, stage: Stage) -> None:
+        """The kernel marks every new directory opaque, and a foreign tar may delete what isn't there."""
+        stage.make("base", None, lambda top: write(top, "d/file"))
+        stage.make("middle", "base", lambda top: write(top, "d/new/deep/file"))
+        layer = self.tar(stage, ("d/.wh.nothing", b""), (".wh.gone", b""), ("n/.wh..wh..opq", b""), ("n/x", b"x"))
+        applied = stage.apply_to_sibling(layer, "middle")
+        for key, paths in (
+            ("middle", [b"", b"d", b"d/new", b"d/new/deep", b"d/new/deep/file"]),
+            (applied, [b"", b"n", b"n/x"]),
+        ):
+            with stage.changes(key) as found:
+                table = EntryTable(found.records, found.heap)
+                assert [table.path(entry) for entry in table if table.path(entry) != b"d" or key != applied] == paths
+                assert not any(entry.flags & (FLAG_OPAQUE | FLAG_WHITEOUT) for entry in table)
 
     def test_shorter_way_equals_the_derived_one(self, stage: Stage) -> None:
         def base(top: Path) -> None:
