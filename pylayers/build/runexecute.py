@@ -81,7 +81,7 @@ def execute(
             mounts,
             process,
             runtime=runtime,
-            work_directory=session.store.directory("tmp"),
+            work_directory=session.store.scratch("run").parent,  # swept, mounts and all, when we are killed
             isolation=Isolation(network=network),
             mounts=build_mounts(session),
             output=take_output,

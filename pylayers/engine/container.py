@@ -132,7 +132,7 @@ class ContainerActions:
         chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
         rootfs = driver.prepare(spec.id, chain)
         made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
-        fill_volumes(rootfs, made, engine.store.directory("tmp"))
+        fill_volumes(rootfs, made, engine.store.scratch("fill").parent)
         mounts = tuple(
             mount_from_request(request, str(made[request.target].path) if request.type == "volume" else "")
             for request in plan.requests

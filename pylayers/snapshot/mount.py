@@ -13,6 +13,9 @@ from pathlib import Path
 from pylayers._native import sysmount
 from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
 from pylayers.snapshot.snapshotter import Mount
+from pylayers.store.mountpoint import mount_points_below, read_mount_table
+
+__all__ = ["is_mounted_from", "mount", "mount_points_below", "mounted", "unmount"]
 
 MOUNT_FLAGS = {"nosuid": sysmount.MS_NOSUID, "nodev": sysmount.MS_NODEV, "noexec": sysmount.MS_NOEXEC}
 # What a remount must repeat, as a user namespace may not clear it: statvfs bit -> mount flag.
@@ -81,17 +84,9 @@ def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[
         target.rmdir()  # never rmtree: were it still mounted, that would delete the snapshot
 
 
-def mount_points_below(directory: Path) -> list[Path]:
-    """List this mount namespace's mount points at or below a directory, deepest first."""
-    top = os.path.realpath(directory)
-    points = [_unescape(line.split(" ")[4]) for line in _mount_table().splitlines()]
-    found = [point for point in points if point == top or point.startswith(top.rstrip("/") + "/")]
-    return [Path(point) for point in reversed(found)]
-
-
 def is_mounted_from(identity: str) -> bool:
     """Tell whether any mount here names a snapshot's id: as bind source, overlay upper or mount point."""
-    return identity in _mount_table()
+    return identity in read_mount_table()
 
 
 def _mount_one(one: Mount, target: Path) -> None:
@@ -126,15 +121,3 @@ def _flags(options: Sequence[str]) -> int:
     if unknown:
         raise InvalidInput(f"bind mount options are not known: {', '.join(unknown)}")
     return sum({MOUNT_FLAGS[option] for option in options})
-
-
-def _mount_table() -> str:
-    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-
-
-def _unescape(field: str) -> str:
-    """Undo mountinfo's octal escapes."""
-    if "\\" not in field:
-        return field
-    head, *parts = field.split("\\")
-    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts)

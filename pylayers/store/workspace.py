@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pylayers.store.file import fresh_name, remove_tree
 from pylayers.store.lock import Lock
+from pylayers.store.mountpoint import detach_below
 
 _OWNER_LOCK = "owner.lock"
 _SWEEP_LOCK = "sweep.lock"
@@ -93,6 +94,8 @@ class Workspace:
                     if name.startswith(f"{_PREFIX}-"):
                         gone += self._take_orphan(self._directory / name)
         for path in gone:
+            # A killed build leaves its root file system mounted here.
+            detach_below(path)
             remove_tree(path)
         return len(gone)
 

@@ -1,0 +1,37 @@
+"""Find what is mounted below a directory, and take it away: a recursive delete must never reach into a mount."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def read_mount_table() -> str:
+    """Return this mount namespace's mountinfo."""
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+
+
+def mount_points_below(directory: Path) -> list[Path]:
+    """List this mount namespace's mount points at or below a directory, deepest first."""
+    top = os.path.realpath(directory)
+    points = [unescape(line.split(" ")[4]) for line in read_mount_table().splitlines()]
+    found = [point for point in points if point == top or point.startswith(top.rstrip("/") + "/")]
+    return [Path(point) for point in reversed(found)]
+
+
+def detach_below(directory: Path) -> int:
+    """Unmount everything at or below a directory, in use or not, and return how many mounts that were."""
+    from pylayers._native import sysmount
+
+    points = mount_points_below(directory)
+    for point in points:
+        sysmount.unmount(os.fsencode(point), sysmount.MNT_DETACH)
+    return len(points)
+
+
+def unescape(field: str) -> str:
+    """Undo mountinfo's octal escapes."""
+    if "\\" not in field:
+        return field
+    head, *parts = field.split("\\")
+    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts)
