@@ -19,7 +19,7 @@ from pylayers.errors import InvalidInput, SourceSpan
 Word = Callable[[str], str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Instruction:
     """What all instructions share.
 
@@ -33,6 +33,17 @@ class Instruction:
     keyword: str = ""
     escape: str = "\\"
     comments: tuple[str, ...] = ()
+
+    # Written once instead of generated for each of the 19 classes: that took half of this module's import.
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), tuple(self.__dict__.values())))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({fields})"
 
     def expand(self, environment: Lookup, *, unmatched: set[str] | None = None) -> Self:
         """Return the instruction with its variables replaced; names without a value are added to `unmatched`.
@@ -52,7 +63,7 @@ class Instruction:
         return self
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class From(Instruction):
     """FROM; `alias` is in lower case, `alias_text` and `as_keyword` as written."""
 
@@ -68,7 +79,7 @@ class From(Instruction):
         return replace(self, image=word(self.image), platform=platform)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Arg(Instruction):
     """ARG; a default of None means that none was given."""
 
@@ -79,7 +90,7 @@ class Arg(Instruction):
         return replace(self, pairs=tuple((word(k), None if v is None else word(v)) for k, v in self.pairs))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Env(Instruction):
     """ENV; all values of one instruction see the environment before it. `legacy`: `ENV name value`."""
 
@@ -91,7 +102,7 @@ class Env(Instruction):
         return replace(self, pairs=tuple((word(k), word(v)) for k, v in self.pairs))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Label(Instruction):
     """LABEL."""
 
@@ -103,7 +114,7 @@ class Label(Instruction):
         return replace(self, pairs=tuple((word(k), word(v)) for k, v in self.pairs))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Run(Instruction):
     """RUN; in shell form `command` is one string (or none), `mounts` are the values of --mount as written."""
 
@@ -117,7 +128,7 @@ class Run(Instruction):
     devices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Transfer(Instruction):
     """What COPY and ADD share; `heredocs` are the sources that are here-documents, named as the files they make."""
 
@@ -148,7 +159,7 @@ class _Transfer(Instruction):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Copy(_Transfer):
     """COPY; `from_stage` (a stage, an index, an image or a named context) is never expanded."""
 
@@ -157,7 +168,7 @@ class Copy(_Transfer):
     parents: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Add(_Transfer):
     """ADD; `unpack` is None when the flag was not given (local archives are unpacked, downloads are not)."""
 
@@ -171,7 +182,7 @@ class Add(_Transfer):
         return replace(expanded, checksum=None if self.checksum is None else word(self.checksum))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Workdir(Instruction):
     """WORKDIR."""
 
@@ -182,7 +193,7 @@ class Workdir(Instruction):
         return replace(self, path=word(self.path))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class User(Instruction):
     """USER."""
 
@@ -193,7 +204,7 @@ class User(Instruction):
         return replace(self, user=word(self.user))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Cmd(Instruction):
     """CMD; in shell form `command` is one string."""
 
@@ -202,7 +213,7 @@ class Cmd(Instruction):
     shell: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Entrypoint(Instruction):
     """ENTRYPOINT; an empty command resets it."""
 
@@ -211,7 +222,7 @@ class Entrypoint(Instruction):
     shell: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Expose(Instruction):
     """EXPOSE; one variable may hold several ports."""
 
@@ -225,7 +236,7 @@ class Expose(Instruction):
         return replace(self, ports=tuple(ports))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Volume(Instruction):
     """VOLUME."""
 
@@ -236,7 +247,7 @@ class Volume(Instruction):
         return replace(self, paths=tuple(word(path) for path in self.paths))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Shell(Instruction):
     """SHELL."""
 
@@ -244,7 +255,7 @@ class Shell(Instruction):
     command: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StopSignal(Instruction):
     """STOPSIGNAL."""
 
@@ -255,7 +266,7 @@ class StopSignal(Instruction):
         return replace(self, signal=word(self.signal))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Healthcheck(Instruction):
     """HEALTHCHECK; `test` begins with NONE, CMD or CMD-SHELL as in an image config, and 0 means not given."""
 
@@ -268,7 +279,7 @@ class Healthcheck(Instruction):
     retries: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Onbuild(Instruction):
     """ONBUILD; `instruction` is the trigger's text, here-documents included, for parse_instruction."""
 
@@ -276,7 +287,7 @@ class Onbuild(Instruction):
     instruction: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Maintainer(Instruction):
     """MAINTAINER (deprecated)."""
 
