@@ -149,7 +149,8 @@ def perform_each(names: Iterable[str], action: Callable[[str], object]) -> int:
         try:
             action(name)
         except PylayersError as error:
-            code = code or report(error)
+            failed = report(error)
+            code = code or failed
     return code
 
 

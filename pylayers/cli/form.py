@@ -14,7 +14,7 @@ import click
 from pylayers.errors import InvalidInput, PylayersError
 
 GAP = "   "
-SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _FIELD = re.compile(r"\{\{\s*(json\s+)?(\.[A-Za-z0-9_.]*)\s*\}\}")
 _ESCAPES = {"\\t": "\t", "\\n": "\n"}
 
@@ -85,10 +85,11 @@ def show_size(size_bytes: float) -> str:
     """Write a size as docker does: three digits, powers of 1000."""
     value = float(size_bytes)
     unit = SIZE_UNITS[0]
-    for unit in SIZE_UNITS:  # noqa: B007
+    for larger in SIZE_UNITS[1:]:
         if value < 999.5:
             break
         value /= 1000
+        unit = larger
     return f"{value:.3g}{unit}"
 
 

@@ -68,7 +68,8 @@ def show(session: Session, names: Sequence[str], form: str | None, kinds: Sequen
         for one in found:
             print_one(one, form, indent=None)
     for failure in failures:
-        code = code or report(failure)
+        failed = report(failure)
+        code = code or failed
     return code
 
 

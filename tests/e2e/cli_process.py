@@ -1,0 +1,58 @@
+"""Run the real command line in its own process, on its own root."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 60
+
+
+class Cli:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "root"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PYLAYERS", "SOURCE_DATE"))},
+            "PYTHONPATH": str(CHECKOUT),
+            "TERM": "xterm",
+        }
+
+    def command(self, *arguments: str, python: tuple[str, ...] = ()) -> list[str]:
+        return [sys.executable, *python, "-m", "pylayers.cli", "--root", str(self.root), *arguments]
+
+    def __call__(
+        self, *arguments: str, code: int = 0, input: bytes = b"", python: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command line, and check that it leaves with this code and never with a traceback."""
+        done = subprocess.run(
+            self.command(*arguments, python=python), input=input, capture_output=True, cwd=self.directory,
+            env=self.environment, timeout=TIMEOUT_SECONDS,
+        )  # fmt: skip
+        out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        assert "Traceback" not in err, err
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    def lines(self, *arguments: str) -> list[str]:
+        return self(*arguments).stdout.splitlines()
+
+
+def small_tar() -> bytes:
+    """Return the tar of a tiny root file system."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("etc", "bin"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+        for name, content in (("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"), ("bin/tool", b"#!/bin/sh\n" * 50)):
+            file = tarfile.TarInfo(name)
+            file.size, file.mode = len(content), 0o755
+            tar.addfile(file, io.BytesIO(content))
+    return buffer.getvalue()
