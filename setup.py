@@ -40,6 +40,7 @@ setup(
             "cdivision": True,
             "embedsignature": False,
             "autotestdict": False,  # else every kernel has a public __test__ that its stub would have to name
+            "auto_pickle": False,  # and every cdef class two methods that nobody calls
             "binding": True,
         },
     ),
