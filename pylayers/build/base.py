@@ -19,6 +19,7 @@ from pylayers.oci.reference import Reference
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IMAGE_CONTEXT = "docker-image://"
+ID_DIGITS = 12  # as many as images shows
 
 
 def resolve_base(session: BuildSession, planned: PlannedStage) -> StageState:
@@ -37,6 +38,10 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
     given = session.options.contexts.get(name, "")
     wanted = given.removeprefix(IMAGE_CONTEXT) if given.startswith(IMAGE_CONTEXT) else name
     digest = resolve_reference(session.store, read_name(session, wanted, span))
+    if digest is None:
+        # A name wins over an id; a short one is rather a name that is missing.
+        by_id = session.store.metadata.images.find(wanted) if len(wanted) >= ID_DIGITS else None
+        digest = None if by_id is None else by_id.digest
     if digest is None:
         raise NotFound(
             f"base image {wanted!r} is not in the store",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,8 +77,7 @@ def build(
             run_stages(session, plan)
             result = finish(session, session.stages[plan.target], references, started)
         finally:
-            for source in (session.context, *session.contexts.values()):
-                source.close()
+            session.close()
     session.emit(BuildFinished(result.image_digest, result.references, result.seconds))
     return result
 
@@ -143,7 +145,10 @@ def run_stages(session: BuildSession, plan: Plan) -> None:
     waiting = {planned.stage.index: planned for planned in plan.stages}
     running: dict[Future[StageState], PlannedStage] = {}
     failure: BaseException | None = None
-    with ThreadPoolExecutor(max_workers=max(session.options.jobs, 1), thread_name_prefix="stage") as pool:
+    with (
+        terminable(),
+        ThreadPoolExecutor(max_workers=max(session.options.jobs, 1), thread_name_prefix="stage") as pool,
+    ):
         while running or (waiting and failure is None):
             ready = [planned for planned in waiting.values() if planned.needs <= session.stages.keys()]
             for planned in ready if failure is None else []:
@@ -152,7 +157,8 @@ def run_stages(session: BuildSession, plan: Plan) -> None:
             try:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
             except BaseException:
-                session.cancelled.set()
+                # Ctrl-C reaches only this thread: the stages are told, and leaving the pool waits for their end.
+                session.cancel()
                 raise
             for future in done:
                 planned = running.pop(future)
@@ -161,9 +167,29 @@ def run_stages(session: BuildSession, plan: Plan) -> None:
                     session.stages[planned.stage.index] = future.result()
                 elif failure is None or isinstance(failure, Cancelled):
                     failure = error
-                    session.cancelled.set()
+                    session.cancel()
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn a SIGTERM that nobody handles into an exception, so that commands in other threads are ended first."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def finish(session: BuildSession, state: StageState, references: list[Reference], started: float) -> BuildResult:

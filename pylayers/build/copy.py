@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pylayers._native import tardiff
-from pylayers.build.source import GraftedRows, SourceTree
+from pylayers.build.source import GraftedRows, SourceTree, unhashed_rows
 from pylayers.diff.resolve import find_path
 from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.store.entry import (
@@ -65,7 +65,10 @@ class LayerRows:
         for rows, skipped, first, count in self.grafts:
             if rows.origin is not None:
                 adopt_hashes(rows.origin.records, rows.start + skipped, self.records, first, count)
-                rows.origin.unknown = b""
+        for rows, *_ in self.grafts:
+            if rows.origin is not None:
+                # Rows that another source covered were not written, so their hashes may still be missing.
+                rows.origin.unknown = unhashed_rows(rows.origin.records)
 
 
 def place_destination(destination: str, working_dir: str, source_count: int) -> Destination:
@@ -197,18 +200,20 @@ def check_collisions(parent: EntryTable, rows: GraftedRows, skipped: int, span: 
     if top < 0:
         return
     end = tardiff.subtree(parent.records, parent.heap, top)
-    there = {}
-    for row in range(top, end):
-        entry = parent.entry(row)
-        there[parent.path(entry)] = stat.S_ISDIR(entry.mode)
-    for row in range(skipped, len(grafted)):
-        entry = grafted.entry(row)
-        path = grafted.path(entry)
-        directory = there.get(path)
-        if directory is None or directory == stat.S_ISDIR(entry.mode):
+    # The smaller side is gone through, the other searched.
+    swap = end - top < len(grafted)
+    few, many = (parent, grafted) if swap else (grafted, parent)
+    for row in range(top, end) if swap else range(skipped, len(grafted)):
+        entry = few.entry(row)
+        path = few.path(entry)
+        found = tardiff.find(many.records, many.heap, path)
+        if found < 0 or (swap and found < skipped):
+            continue
+        is_directory, other = stat.S_ISDIR(entry.mode), stat.S_ISDIR(many.entry(found).mode)
+        if is_directory == other:
             continue
         shown = "/" + path.decode(errors="replace")
-        if directory:
+        if is_directory == swap:
             raise InvalidInput(f"cannot copy to directory {shown}: the source is not a directory", span=span)
         raise InvalidInput(f"cannot copy to non-directory {shown}: the source is a directory", span=span)
 

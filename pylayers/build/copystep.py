@@ -22,11 +22,11 @@ ACCOUNT_LIMIT_BYTES = 1 << 20
 
 
 def copy_trees(
-    session: BuildSession, state: StageState, instruction: df.Copy | df.Add
+    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, stage_index: int
 ) -> tuple[CachedStep, StepStatus]:
-    """Perform a COPY, or an ADD of local files."""
+    """Perform a COPY, or an ADD of local files, of the stage with that number."""
     check_supported(instruction)
-    trees = open_trees(session, state, instruction)
+    trees = open_trees(session, state, instruction, stage_index)
     try:
         return copy_opened(session, state, instruction, trees)
     finally:
@@ -44,7 +44,6 @@ def copy_opened(
     parent = session.trees.identity(state.diff_ids)
     partial = copy_partial_key(parent, shown, instruction.sources, options)
     no_cache = session.options.no_cache
-    key = None
     # Without a step of this shape on record no content can hit: the hashes then come out of the one writing pass.
     if not no_cache and (all_remembered(trees) or session.cache.expects(partial)):
         key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
@@ -55,8 +54,8 @@ def copy_opened(
     merged = session.trees.merged(state.diff_ids)
     rows = lay_out(merged, trees, destination, owner, session.epoch_s, instruction.span)
     made = store_rows(session, state, rows)
-    if key is None:
-        key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
+    # Of what was written, which an edit since the look-up may have made something else than what was looked up.
+    key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
     session.cache.record(key, partial, "copy", instruction.original, made)
     return made, StepStatus.BUILT
 
@@ -94,13 +93,15 @@ def check_supported(instruction: df.Copy | df.Add) -> None:
                 raise Unsupported(f"ADD of a URL is not supported yet: {source}", span=span)
 
 
-def open_trees(session: BuildSession, state: StageState, instruction: df.Copy | df.Add) -> list[SourceTree]:
+def open_trees(
+    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, stage_index: int
+) -> list[SourceTree]:
     """Open every source of a COPY or ADD."""
     name = getattr(instruction, "from_stage", None)
     if name:
         directory = open_local_context(session, name)
         if directory is None:
-            return open_image_trees(session, state, instruction, name)
+            return open_image_trees(session, state, instruction, name, stage_index)
     else:
         directory = session.context
     trees: list[SourceTree] = []
@@ -128,13 +129,13 @@ def unpack_archive(session: BuildSession, tree: SourceTree, span: SourceSpan) ->
 
 
 def open_image_trees(
-    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, name: str
+    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, name: str, stage_index: int
 ) -> list[SourceTree]:
     """Open the sources of a COPY --from=STAGE|IMAGE, in its merged table."""
     from pylayers.diff.merge import subtree_end
     from pylayers.diff.resolve import find_path
 
-    stage = find_stage_name(session.stage_names, name)
+    stage = find_stage_name(session.stage_names, name, before=stage_index)
     source = (
         session.stages[stage] if stage is not None else load_base(session, name, state.platform, instruction.span)
     )
@@ -193,13 +194,13 @@ def find_account(session: BuildSession, state: StageState, text: str, span: Sour
     """Resolve USER[:GROUP], by number or through the image's passwd and group."""
     user, colon, group = text.partition(":")
     uid, gid = 0, 0
-    if user.isdigit():
+    if user.isascii() and user.isdigit():
         uid = gid = int(user)
     elif user:
         fields = find_line(session, state, b"etc/passwd", user, span, "user")
         uid, gid = int(fields[2]), int(fields[3])
     if colon and group:
-        gid = int(group) if group.isdigit() else int(find_line(session, state, b"etc/group", group, span, "group")[2])
+        gid = int(group) if group.isascii() and group.isdigit() else int(find_line(session, state, b"etc/group", group, span, "group")[2])
     return uid, gid
 
 

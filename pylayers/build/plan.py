@@ -102,9 +102,8 @@ def find_stage(dockerfile: Dockerfile, name: str, *, before: int, by_index: bool
     for index in range(before - 1, -1, -1):
         if dockerfile.stages[index].name == name.lower():
             return index
-    if by_index and name.isdigit() and int(name) < before:
-        return int(name)
-    return None
+    number = read_number(name) if by_index else None
+    return number if number is not None and number < before else None
 
 
 def stage_references(dockerfile: Dockerfile, stage: Stage) -> set[int]:
@@ -115,7 +114,7 @@ def stage_references(dockerfile: Dockerfile, stage: Stage) -> set[int]:
             index = find_stage(dockerfile, name, before=stage.index, by_index=True)
             if index is not None:
                 found.add(index)
-            elif name.isdigit() or any(other.name == name.lower() for other in dockerfile.stages[stage.index :]):
+            elif read_number(name) is not None or any(other.name == name.lower() for other in dockerfile.stages[stage.index :]):
                 raise InvalidInput(
                     f"invalid from flag value {name}: refers to a stage that is not defined before this one",
                     span=instruction.span,
@@ -133,11 +132,15 @@ def source_names(instruction: Instruction) -> list[str]:
     return []
 
 
-def find_stage_name(names: dict[int, str | None], name: str) -> int | None:
-    """Return the index of a built stage by name or number."""
+def find_stage_name(names: dict[int, str | None], name: str, *, before: int) -> int | None:
+    """Return the index of the latest built stage of that name, or with that number, defined before a stage."""
     for index in sorted(names, reverse=True):
-        if names[index] == name.lower():
+        if index < before and names[index] == name.lower():
             return index
-    if name.isdigit() and int(name) in names:
-        return int(name)
-    return None
+    number = read_number(name)
+    return number if number is not None and number < before and number in names else None
+
+
+def read_number(name: str) -> int | None:
+    """Return a stage's number as written, None for a name."""
+    return int(name) if name.isascii() and name.isdigit() else None

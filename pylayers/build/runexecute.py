@@ -10,20 +10,21 @@ from pathlib import Path
 
 from pylayers.build.cache import CachedStep
 from pylayers.build.event import Step, StepOutput
-from pylayers.build.session import BuildSession
+from pylayers.build.session import BuildSession, Cancelled
 from pylayers.build.state import StageState
 from pylayers.container.isolation import ContainerMount, Isolation, Process
-from pylayers.container.sandbox import run_once
+from pylayers.container import sandbox
 from pylayers.diff.write import write_layer
 from pylayers.dockerfile import instructions as df
-from pylayers.errors import AlreadyExists, BuildError, InvalidInput
+from pylayers.errors import AlreadyExists, BuildError, ContainerError, InvalidInput
 from pylayers.image.unpack import unpack_layers
 from pylayers.oci.chain import extend_chain
 from pylayers.snapshot.snapshotter import Snapshotter
-from pylayers.store.entry import SOURCE_STRUCT
+from pylayers.store.entry import FLAG_IMPLICIT, SOURCE_STRUCT, EntryTable
 from pylayers.volume.parse import parse_volume, prepare_bind
 
 LOG_TAIL_LINES = 20
+NOT_STARTED = (126, 127)  # the command cannot be executed, or isn't there
 
 
 @dataclass(slots=True)
@@ -77,21 +78,31 @@ def execute(
 
     committed = False
     try:
-        status = run_once(
-            mounts,
-            process,
-            runtime=runtime,
-            work_directory=session.store.scratch("run").parent,  # swept, mounts and all, when we are killed
-            isolation=Isolation(network=network),
-            mounts=build_mounts(session),
-            output=take_output,
-        )
-        if status.code:
+        try:
+            code = sandbox.run_once(
+                mounts,
+                process,
+                runtime=runtime,
+                work_directory=session.store.scratch("run").parent,  # swept, mounts and all, when we are killed
+                isolation=Isolation(network=network),
+                mounts=build_mounts(session),
+                output=take_output,
+                cancel_fd=session.cancel_fd,
+            ).code
+        except sandbox.Cancelled:
+            session.check_cancelled()
+            raise
+        except ContainerError as error:
+            if error.exit_code not in NOT_STARTED:
+                raise
+            tail.add(str(error).encode(errors="replace"))
+            code = error.exit_code
+        if code:
             raise BuildError(
-                f"process {' '.join(process.arguments)!r} did not complete successfully: exit code: {status.code}",
+                f"process {' '.join(process.arguments)!r} did not complete successfully: exit code: {code}",
                 span=instruction.span,
                 step=instruction.original,
-                exit_status=status.code,
+                exit_status=code,
                 log_tail=tail.take(),
             )
         made, committed = keep_changes(session, state, driver, key)
@@ -107,7 +118,8 @@ def keep_changes(
     """Store a snapshot's changes as a layer and commit it under its chain id; False when the key is still there."""
     changes = driver.changes(key)
     try:
-        if len(changes.sources) <= SOURCE_STRUCT.size:  # nothing but the root
+        only_root = len(changes.sources) <= SOURCE_STRUCT.size
+        if only_root and EntryTable(changes.records, changes.heap).entry(0).flags & FLAG_IMPLICIT:
             return CachedStep(None, 0), False
         layer = write_layer(session.store, changes.records, changes.heap, changes.sources)
     finally:

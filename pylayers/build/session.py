@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class BuildSession:
     warnings: list[BuildWarning] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     hits: list[str] = field(default_factory=list)  # keys of the steps that were reused
+    cancel_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -102,6 +104,19 @@ class BuildSession:
                 self.warnings.append(event)
             if self.subscriber is not None:
                 self.subscriber(event)
+
+    def cancel(self) -> None:
+        """Stop all stages: running commands are killed, since they watch cancel_fd, and no step begins any more."""
+        self.cancelled.set()
+        os.eventfd_write(self.cancel_fd, 1)  # never read, so every watcher sees it
+
+    def close(self) -> None:
+        """Close the contexts and the cancel descriptor; no stage may be running."""
+        for source in (self.context, *self.contexts.values()):
+            source.close()
+        if self.cancel_fd >= 0:
+            os.close(self.cancel_fd)
+            self.cancel_fd = -1
 
     def check_cancelled(self) -> None:
         """Stop a stage whose build has failed elsewhere."""

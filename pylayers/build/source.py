@@ -6,6 +6,7 @@ of it comes from the stat cache. Owners of local files don't count: a context be
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -17,7 +18,7 @@ from pathlib import Path
 from pylayers._native import filehash, graft, tardiff, walk
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.match import match
-from pylayers.errors import InvalidInput, NotFound
+from pylayers.errors import Conflict, InvalidInput, NotFound, translate_os_error
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     FLAG_HASHED,
@@ -37,6 +38,7 @@ WORD_XATTR_LENGTH = 22
 WORD_MODE = 23
 WORD_FLAGS = 29
 SYMLINK_LIMIT = 40
+DIGEST_NAME = "tree"  # a walk's key says what was walked, so that one name serves all
 # Labels and overlay's own marks belong to the host, not to the content.
 HOST_XATTRS = (
     b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.", b"user.overlay.", b"system.nfs4",
@@ -77,7 +79,6 @@ class LocalTree:
     cache_key: str
     known: KnownTree | None
     unknown: bytes | None  # uint32 rows with no known content; None: all is as it was known
-    dirty: bool = False
 
     @property
     def is_directory(self) -> bool:
@@ -92,7 +93,7 @@ class LocalTree:
     def remembered_digest(self) -> bytes | None:
         """Return the digest that an earlier build computed, if nothing changed since."""
         if self.unknown is None and self.known is not None:
-            return self.known.digests.get(self.name)
+            return self.known.digests.get(DIGEST_NAME)
         return None
 
     def digest(self) -> bytes:
@@ -100,21 +101,42 @@ class LocalTree:
         remembered = self.remembered_digest()
         if remembered is not None:
             return remembered
+        self.ensure_table()
         self.hash_unknown()
-        rows = self.rows(b"", 0, 0, -1)
+        rows = self.graft(b"", 0, 0, -1)
         digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher())
         self.remember(digest)
         return digest
 
     def hash_unknown(self) -> None:
-        """Hash the files that the stat cache could not vouch for."""
-        if self.unknown:
+        """Hash the files that the stat cache could not vouch for. Raises Conflict for one that changes meanwhile."""
+        if not self.unknown:
+            return
+        try:
             filehash.hash_files(self.root_fd, self.records, self.heap, self.unknown, new_hasher())
-            self.unknown = b""
+        except OSError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOENT, errno.ELOOP):
+                raise translate_os_error(error, f"read {self.directory}") from error
+            raise Conflict(
+                f"{os.fsdecode(error.filename or b'')} changed while it was read", hint="run the build again"
+            ) from error
+        self.unknown = b""
 
     def rows(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
-        """Return the tree's rows at a new path, ready for tarwrite."""
+        """Return the tree's rows at a new path, ready for tarwrite.
+
+        They carry no hashes: a file may have changed since it was hashed, and a layer's index must tell what its tar
+        holds. tarwrite hashes what it writes.
+        """
         self.ensure_table()
+        rows = self.graft(prefix, uid, gid, mode)
+        words = memoryview(rows.records).cast("I")
+        for at in range(WORD_FLAGS, len(words), WORDS_PER_ENTRY):
+            words[at] &= ~FLAG_HASHED
+        return rows
+
+    def graft(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
+        """Return the tree's rows at a new path."""
         descriptors = struct.pack("<i", self.root_fd)
         records, heap, sources = graft.graft(
             self.records, self.heap, self.top, self.end, prefix, descriptors, SOURCE_PATH, uid, gid, mode
@@ -124,17 +146,13 @@ class LocalTree:
     def ensure_table(self) -> None:
         """Take hashes and xattrs over from the known table when the walk was found unchanged."""
         if self.unknown is None and self.known is not None:
-            missing = walk.recall(
-                self.records, self.heap, self.known.records, self.known.heap, self.known.trusted_before_ns
-            )
-            self.unknown = missing
-            # Unhashed rows of the known table are recalled as such: what they need is asked for again.
+            walk.recall(self.records, self.heap, self.known.records, self.known.heap, self.known.trusted_before_ns)
             self.unknown = unhashed_rows(self.records)
 
     def remember(self, digest: bytes) -> None:
         """Write what is now known to the stat cache."""
         if self.cache is not None:
-            self.cache.store(self.cache_key, self.records, self.heap, self.walked_at_ns, {self.name: digest})
+            self.cache.store(self.cache_key, self.records, self.heap, self.walked_at_ns, {DIGEST_NAME: digest})
 
     def close(self) -> None:
         """Close the walked directory."""
@@ -192,7 +210,7 @@ class LocalSource:
     def expand(self, components: Sequence[str], base: str = "") -> Iterator[str]:
         """Yield the paths that match a pattern, component by component, in sorted order."""
         head, rest = components[0], components[1:]
-        directory = self.directory / base
+        directory = self.directory / resolve_inside(self.directory, base)
         if not any(character in head for character in "*?[\\"):
             names = [head] if os.path.lexists(directory / head) else []
         else:
@@ -211,12 +229,22 @@ class LocalSource:
         """Tell whether a path exists in the context and isn't ignored."""
         if not path:
             return True
-        if not os.path.lexists(self.directory / path):
+        above, _, last = path.rpartition("/")
+        place = self.directory / resolve_inside(self.directory, above) / last
+        if not os.path.lexists(place):
             return False
-        if self.rules is None:
+        if not self.included(path, is_directory=place.is_dir() and not place.is_symlink()):
+            return False
+        # What a symlink leads to must be in the context as well.
+        resolved = resolve_inside(self.directory, path)
+        target = self.directory / resolved
+        return os.path.lexists(target) and (not resolved or self.included(resolved, is_directory=target.is_dir()))
+
+    def included(self, path: str, *, is_directory: bool) -> bool:
+        """Tell whether the ignore rules leave a path, or something below it, in the context."""
+        if self.rules is None or not self.rules.excluded(path, is_directory):
             return True
-        is_directory = (self.directory / path).is_dir()
-        return not self.rules.excluded(path, is_directory) or (is_directory and self.rules.may_contain(path))
+        return is_directory and self.rules.may_contain(path)
 
     def open(self, path: str) -> LocalTree:
         """Walk one found path. A symlink given as the source is followed, inside the context."""
@@ -227,12 +255,15 @@ class LocalSource:
         walked = target if is_directory else target.parent
         base = resolved if is_directory else resolved.rpartition("/")[0]
         only = None if is_directory else os.fsencode(target.name)
-        root_fd = os.open(walked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            tree = self.walk(walked, root_fd, base, only, name)
-        except BaseException:
-            os.close(root_fd)
-            raise
+            root_fd = os.open(walked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                tree = self.walk(walked, root_fd, base, only, name)
+            except BaseException:
+                os.close(root_fd)
+                raise
+        except OSError as error:
+            raise translate_os_error(error, f"read the build context {walked}") from error
         self._trees.append(tree)
         return tree
 
@@ -243,13 +274,13 @@ class LocalSource:
         records, heap = walk.walk(root_fd, selector if selector.needed else None, False, os.cpu_count() or 1)
         if selector.partial:
             records = drop_hollow(records, heap, selector)
+        records = drop_sockets(records)
         key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint))
         known = self.cache.load(key) if self.cache is not None else None
         unknown: bytes | None
         if known is not None and walk.same(records, heap, known.records, known.heap, known.trusted_before_ns):
             unknown = None
         else:
-            records = drop_sockets(records)
             if known is not None:
                 unknown = walk.recall(records, heap, known.records, known.heap, known.trusted_before_ns)
             else:

@@ -85,7 +85,7 @@ class StageBuilder:
         if state is None:
             raise InvalidInput("a stage must begin with FROM", span=instruction.span)
         if isinstance(instruction, df.Copy | df.Add):
-            found, status = copy_trees(self.session, state, instruction)
+            found, status = copy_trees(self.session, state, instruction, self.planned.stage.index)
             return self.layered(state, found, status, describe(state, instruction))
         if isinstance(instruction, df.Run):
             found, status = run_command(self.session, state, instruction, step)

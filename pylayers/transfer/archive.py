@@ -61,7 +61,7 @@ def detect_archive(path: Path) -> str | None:
         try:
             with decompress(stream, compression) as plain:
                 return compression if is_tar(plain.read(BLOCK_BYTES)) else None
-        except (OSError, EOFError, ValueError):
+        except (OSError, *damage_errors(compression)):
             return None
 
 
@@ -94,8 +94,8 @@ def decompress(stream: Readable, compression: str | None) -> Iterator[Readable]:
         yield opened
 
 
-def read_pieces(stream: Readable, compression: str | None, name: str) -> Iterator[bytes]:
-    """Yield a stream's plain bytes in pieces. Raises IntegrityError where the compressed data is damaged."""
+def damage_errors(compression: str | None) -> tuple[type[BaseException], ...]:
+    """Return what a compression's library raises for data that is damaged, beside OSError."""
     import zlib
     from lzma import LZMAError
 
@@ -108,6 +108,12 @@ def read_pieces(stream: Readable, compression: str | None, name: str) -> Iterato
         from isal import isal_zlib
 
         damaged = (*damaged, cast(type[BaseException], isal_zlib.error))
+    return damaged
+
+
+def read_pieces(stream: Readable, compression: str | None, name: str) -> Iterator[bytes]:
+    """Yield a stream's plain bytes in pieces. Raises IntegrityError where the compressed data is damaged."""
+    damaged = damage_errors(compression)
     try:
         with decompress(stream, compression) as plain:
             while piece := plain.read(PIECE_BYTES):
