@@ -218,9 +218,10 @@ class JsonProgress:
     def take(self, event: Event) -> None:
         """Print an event; output that is no UTF-8 has its bytes replaced."""
         import json
-        from dataclasses import asdict
 
-        values = asdict(event)
+        from pylayers.record import to_mapping
+
+        values = to_mapping(event)
         if isinstance(event, StepOutput):
             values["content"] = event.content.decode(errors="replace")
         elif isinstance(event, StepFinished):

@@ -69,7 +69,8 @@ def test_a_file_as_context(ubuntu: Cli) -> None:
 
 
 def test_results_on_stdout_and_in_files(ubuntu: Cli) -> None:
-    done = ubuntu("build", "-q", "--build-arg", "WHO=me", "--label", "x=y", "--iidfile", "iid", "--metadata-file", "meta", "ctx")
+    files = ("--iidfile", "iid", "--metadata-file", "meta")
+    done = ubuntu("build", "-q", "--build-arg", "WHO=me", "--label", "x=y", *files, "ctx")
     assert done.stderr == ""
     assert ID.fullmatch(done.stdout)
     assert (ubuntu.directory / "iid").read_text() == done.stdout.strip()
@@ -132,7 +133,8 @@ def test_prune_asks(ubuntu: Cli) -> None:
 
 
 def test_system(ubuntu: Cli) -> None:
-    assert [line.split()[0] for line in ubuntu.lines("system", "df")] == ["TYPE", "Images", "Containers", "Local", "Build"]
+    kinds = [line.split()[0] for line in ubuntu.lines("system", "df")]
+    assert kinds == ["TYPE", "Images", "Containers", "Local", "Build"]
     assert "Images space usage:" in ubuntu("system", "df", "-v").stdout
     assert json.loads(ubuntu("system", "info", "--format", "json").stdout)["Images"] == 1
     assert ubuntu("system", "check").stdout == "no problems found\n"
@@ -194,7 +196,7 @@ def test_terminal_shows_every_step(ubuntu: Cli) -> None:
         os.close(slave)
         shown = b""
         end = time.monotonic() + 60
-        while time.monotonic() < end and select.select([master], [], [], 1)[0] or process.poll() is None:
+        while (time.monotonic() < end and select.select([master], [], [], 1)[0]) or process.poll() is None:
             try:
                 shown += os.read(master, 65536)
             except OSError:
@@ -215,7 +217,8 @@ def test_nothing_to_do_imports_nothing_heavy(ubuntu: Cli) -> None:
     ubuntu("build", "-t", "app", "ctx")
     modules = loaded(ubuntu, "build", "-t", "app", "ctx")
     assert "pylayers.build.builder" in modules
-    unwanted = ("numpy", "rich", "asyncio", "concurrent", "subprocess", "socket", "pylayers.container", "pylayers.snapshot")
+    unwanted = ("numpy", "rich", "asyncio", "concurrent", "subprocess", "socket", "tempfile")
+    unwanted += ("pylayers.container", "pylayers.snapshot")
     assert not {name for name in modules if name.startswith(unwanted)}
 
 

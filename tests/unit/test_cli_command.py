@@ -170,11 +170,12 @@ def test_every_option_reaches_the_engine(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MINE", "here")
     options = read_options(
         parse(
-            "--name", "n", "-e", "MINE", "-e", "X=", "--env-file", str(file), "-v", "/a:/b:ro", "--mount", "type=tmpfs,dst=/t",
-            "--tmpfs", "/s", "-w", "/w", "-u", "1:2", "--entrypoint", "sh", "--rm", "-it", "--network", "none", "-h", "host",
-            "--read-only", "--privileged", "--cap-add", "NET_RAW", "--cap-drop", "ALL", "--add-host", "db:10.0.0.7",
-            "--shm-size", "1m", "--ulimit", "nofile=10:20", "-m", "64m", "--cpus", "1.5", "--pids-limit", "7", "-l", "a=b",
-            "--stop-signal", "INT", "--stop-timeout", "3", "--security-opt", "no-new-privileges", "--device", "/dev/null", "i",
+            "--name", "n", "-e", "MINE", "-e", "X=", "--env-file", str(file), "-v", "/a:/b:ro", "--mount",
+            "type=tmpfs,dst=/t", "--tmpfs", "/s", "-w", "/w", "-u", "1:2", "--entrypoint", "sh", "--rm", "-it",
+            "--network", "none", "-h", "host", "--read-only", "--privileged", "--cap-add", "NET_RAW", "--cap-drop",
+            "ALL", "--add-host", "db:10.0.0.7", "--shm-size", "1m", "--ulimit", "nofile=10:20", "-m", "64m", "--cpus",
+            "1.5", "--pids-limit", "7", "-l", "a=b", "--stop-signal", "INT", "--stop-timeout", "3", "--security-opt",
+            "no-new-privileges", "--device", "/dev/null", "i",
         )
     )  # fmt: skip
     isolation = options.isolation

@@ -61,8 +61,9 @@ def test_json_rows_are_one_line_each_with_every_field(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("template", "shown"),
-    [("{{.A}}", "x"), ("{{ .A }}-{{.In.B}}", "x-2"), ("{{json .In}}", '{"B": 2}'), ("{{.T}}", "true"), (r"{{.A}}\t!", "x\t!")],
-)
+    [("{{.A}}", "x"), ("{{ .A }}-{{.In.B}}", "x-2"), ("{{json .In}}", '{"B": 2}'), ("{{.T}}", "true"),
+     (r"{{.A}}\t!", "x\t!")],
+)  # fmt: skip
 def test_template(template: str, shown: str) -> None:
     assert fill_template(template, {"A": "x", "In": {"B": 2}, "T": True}) == shown
 

@@ -145,7 +145,7 @@ def test_live_part_starts_and_goes_away() -> None:
 def test_output_cannot_steer_the_terminal() -> None:
     assert clean("\x1b[31mred\x1b[0m \x1b]0;title\x07x") == "red x"
     assert clean(" 10%\r 20%\r") == " 20%"
-    assert clean("a\x08\tb") == "a       b" or "\x08" not in clean("a\x08\tb")
+    assert clean("a\tb\x08c") == "a       b c"
 
 
 def test_unfinished_line_is_bounded() -> None:

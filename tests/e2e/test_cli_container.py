@@ -1,0 +1,150 @@
+"""Containers and RUN through the real command line, with the machine's own runtime."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from busybox_rootfs import fill, needs_root, usable_runtimes
+from cli_process import Cli
+
+pytestmark = [pytest.mark.root, needs_root]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    if "runc" not in usable_runtimes():
+        pytest.skip("runc does not work here")
+    root = fill(tmp_path_factory.mktemp("rootfs") / "root")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(root, arcname=".")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def cli(tmp_path: Path, base: bytes) -> Iterator[Cli]:
+    made = Cli(tmp_path)
+    made("import", "-", "box", input=base)
+    yield made
+    for container in made.lines("ps", "-aq"):
+        made("rm", "-f", container)
+
+
+def test_run_passes_output_input_and_exit_code(cli: Cli) -> None:
+    script = "echo $A $PWD; echo bad >&2; exit 7"
+    done = cli("run", "--rm", "-e", "A=1", "-w", "/etc", "box", "sh", "-c", script, code=7)
+    assert (done.stdout, done.stderr) == ("1 /etc\n", "bad\n")
+    assert cli("run", "--rm", "-i", "box", "cat", input=b"given").stdout == "given"
+    assert cli("run", "--rm", "box", "echo", "-n", "--rm", "--").stdout == "--rm --"
+    assert cli.lines("ps", "-aq") == []
+
+
+def test_failures_of_run(cli: Cli) -> None:
+    cli("run", "--rm", "nope", "true", code=125)
+    cli("run", "--rm", "box", code=125)
+    cli("run", "--rm", "box", "/nowhere", code=127)
+    cli("run", "--rm", "box", "/etc/not-executable", code=126)
+    cli("run", "--rm", "-it", "box", "sh", code=125)
+    assert cli.lines("ps", "-aq") == []
+
+
+def test_life_of_a_container(cli: Cli) -> None:
+    made = cli("run", "-d", "--name", "web", "--cidfile", "cid", "box", "sh", "-c", "echo up; echo odd >&2; sleep 100")
+    container = made.stdout.strip()
+    assert (cli.directory / "cid").read_text() == container
+    cli("create", "--name", "other", "--cidfile", "cid", "box", "true", code=2)
+    titles, row = cli.lines("ps")
+    assert titles.split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"]
+    assert row.startswith(container[:12])
+    assert " Up " in row
+    assert row.endswith("web")
+    inside = cli("exec", "-e", "X=y", "-w", "/etc", "web", "sh", "-c", "echo $X $PWD; exit 5", code=5)
+    assert inside.stdout == "y /etc\n"
+    cli("create", "--name", "web", "box", "true", code=4)
+    cli("rmi", "box", code=5)
+    cli("rm", "web", code=5)
+    assert cli.lines("stop", "-t", "0", "web") == ["web"]
+    assert cli.lines("wait", "web") == ["137"]
+    shown = cli("logs", "web")
+    assert (shown.stdout, shown.stderr) == ("up\n", "odd\n")
+    assert cli("logs", "--tail", "0", "web").stdout == ""
+    assert cli("logs", "-t", "-n", "5", "web").stdout.endswith("Z up\n")
+    assert json.loads(cli("ps", "-a", "--format", "json").stdout)["ExitCode"] == 137
+    assert json.loads(cli("inspect", "web").stdout)[0]["Id"] == container
+    assert cli.lines("rm", "web") == ["web"]
+    cli("rm", "web", code=3)
+    cli("logs", "web", code=3)
+
+
+def test_start_attached_again(cli: Cli) -> None:
+    cli("create", "--name", "job", "box", "sh", "-c", "echo again; exit 3")
+    assert " Created " in cli.lines("ps", "-a")[1] + " "
+    assert cli("start", "-a", "job", code=3).stdout == "again\n"
+    assert cli("start", "-a", "job", code=3).stdout == "again\n"
+    assert "Exited (3)" in cli.lines("ps", "-a")[1]
+    assert "Total containers removed: 1" in cli("container", "prune", "-f").stdout
+
+
+def test_kill(cli: Cli) -> None:
+    cli("run", "-d", "--name", "k", "box", "sleep", "100")
+    cli("kill", "-s", "NOPE", "k", code=2)
+    assert cli.lines("kill", "k") == ["k"]
+    assert cli.lines("wait", "k") == ["137"]
+    cli("kill", "k", code=5)
+
+
+def test_diff_and_commit(cli: Cli) -> None:
+    cli("run", "--name", "c", "box", "sh", "-c", "echo new > /new; rm /etc/not-executable")
+    changes = cli.lines("diff", "c")
+    assert {"A /new", "D /etc/not-executable"} <= set(changes)
+    cli("commit", "-a", "me", "-m", "note", "-c", 'CMD ["cat", "/new"]', "c", "made:1")
+    assert cli("run", "--rm", "made:1").stdout == "new\n"
+    assert cli("inspect", "-f", "{{.Author}}", "made:1").stdout == "me\n"
+
+
+def test_volumes(cli: Cli) -> None:
+    cli("run", "--rm", "-v", "data:/d", "box", "sh", "-c", "echo kept > /d/f")
+    assert cli("run", "--rm", "-v", "data:/d:ro", "box", "cat", "/d/f").stdout == "kept\n"
+    host = cli.directory / "host"
+    host.mkdir()
+    cli("run", "--rm", "-v", f"{host}:/h", "box", "touch", "/h/x")
+    assert (host / "x").exists()
+    cli("run", "-d", "--name", "user", "-v", "data:/d", "box", "sleep", "100")
+    cli("volume", "rm", "data", code=5)
+
+
+def test_failing_step_shows_its_last_lines(cli: Cli) -> None:
+    done = cli("build", "-", input=b"FROM box\nRUN true\nRUN echo first; echo last; exit 4\n", code=10)
+    assert "#3 ERROR" in done.stderr
+    assert "------\n > RUN echo first; echo last; exit 4:\nfirst\nlast\n------\npylayers: error: " in done.stderr
+    quiet = cli("build", "-q", "-", input=b"FROM box\nRUN echo why; exit 4\n", code=10)
+    assert quiet.stdout == ""
+    assert "why\n" in quiet.stderr
+
+
+def test_output_lines_carry_their_step(cli: Cli) -> None:
+    done = cli("build", "-", input=b"FROM box\nRUN echo hello; touch /x\n")
+    assert any(line.startswith("#2 ") and line.endswith(" hello") for line in done.stderr.splitlines())
+    assert "#2 CACHED" in cli("build", "-", input=b"FROM box\nRUN echo hello; touch /x\n").stderr
+
+
+def test_interrupted_build_leaves_with_130(cli: Cli) -> None:
+    (cli.directory / "Dockerfile").write_text("FROM box\nRUN echo ready; sleep 100\n")
+    with subprocess.Popen(
+        cli.command("build", "."), stderr=subprocess.PIPE, cwd=cli.directory, env=cli.environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.endswith(b" ready\n"):
+                break
+        process.send_signal(2)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert b"Traceback" not in rest
