@@ -6,10 +6,12 @@ Every error that a user can meet is a PylayersError. `exit_code` is what the CLI
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
+
+from pylayers.record import record
 
 
-@dataclass(frozen=True)
+@record
 class SourceSpan:
     """Name a place in an input file; lines count from 1, `text` is the source line."""
 
@@ -139,22 +141,22 @@ class ContainerError(PylayersError):
         self.exit_code = exit_code
 
 
+OS_ERRORS: tuple[tuple[type[PylayersError], tuple[int, ...], str | None], ...] = (
+    (NoSpace, (errno.ENOSPC, errno.EDQUOT), "free space with: pylayers system prune"),
+    (PermissionDenied, (errno.EACCES, errno.EPERM, errno.EROFS), "run as root, or choose a root you own with --root"),
+    (NotFound, (errno.ENOENT, errno.ENOTDIR), None),
+    (AlreadyExists, (errno.EEXIST,), None),
+    (Conflict, (errno.EBUSY, errno.ETXTBSY), None),
+    (Unsupported, (errno.ENOSYS, errno.EOPNOTSUPP), None),
+)
+
+
 def translate_os_error(error: OSError, doing: str) -> PylayersError:
     """Turn an OSError into the named error a user should see, keeping what was being done and the path."""
-    import errno
-
     where = f" ({error.filename!s})" if error.filename else ""
     message = f"{doing}: {error.strerror or error}{where}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(message, hint="free space with: pylayers system prune")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionDenied(message, hint="run as root, or choose a root you own with --root")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return NotFound(message)
-    if error.errno == errno.EEXIST:
-        return AlreadyExists(message)
-    if error.errno in (errno.EBUSY, errno.ETXTBSY):
-        return Conflict(message)
-    if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
-        return Unsupported(message)
-    return PylayersError(message)
+    kind, hint = PylayersError, None
+    for candidate, codes, advice in OS_ERRORS:
+        if error.errno in codes:
+            kind, hint = candidate, advice
+    return kind(message, hint=hint)

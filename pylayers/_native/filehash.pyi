@@ -2,7 +2,9 @@ from collections.abc import Callable
 
 _Buffer = bytes | bytearray | memoryview
 
-def hash_files(root_fd: int, records: bytearray, heap: _Buffer, indexes: _Buffer, blake3: Callable[..., object]) -> None:
+def hash_files(
+    root_fd: int, records: bytearray, heap: _Buffer, indexes: _Buffer, blake3: Callable[..., object]
+) -> None:
     """Hash the regular files among the rows named by indexes (native uint32) and set blake3 and FLAG_HASHED.
 
     Opens each path beneath root_fd without following symlinks. blake3 is the constructor from the blake3 package.

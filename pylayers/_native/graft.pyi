@@ -12,11 +12,12 @@ def graft(
     gid: int = -1,
     mode: int = -1,
 ) -> tuple[bytearray, bytearray, bytearray]:
-    """Copy rows start..end (a subtree, its top first) to a table whose top is at prefix; return (records, heap, sources).
+    """Copy rows start..end (a subtree, its top first) to a table whose top is at prefix: (records, heap, sources).
 
     sources holds one packed source record per row (store/entry.py): for kind SOURCE_PATH the row's old path beneath
     descriptors[0], for SOURCE_RANGE its data range in descriptors[row.layer] (packed int32). uid, gid and mode
-    (07777) replace the rows' own unless -1; symlinks keep their mode. A hard link whose target is not copied becomes a file.
+    (07777) replace the rows' own unless -1; symlinks keep their mode.
+    A hard link whose target isn't copied becomes a file.
     Stat-cache fields, tar offsets, IMPLICIT and layer are cleared; blake3 stays. Releases the GIL; linear.
     Raises ValueError for rows outside the table, the heap or the subtree.
     """

@@ -19,7 +19,12 @@ def unmount(target: bytes, flags: int = 0) -> None:
     """Call umount2(2)."""
 
 def mount_overlay(
-    lowers: Sequence[bytes], upper: bytes, work: bytes, target: bytes, options: Sequence[bytes] = (), readonly: bool = False
+    lowers: Sequence[bytes],
+    upper: bytes,
+    work: bytes,
+    target: bytes,
+    options: Sequence[bytes] = (),
+    readonly: bool = False,
 ) -> None:
     """Mount overlayfs through fsopen/fsconfig (lowerdir+ where the kernel has it, Linux 6.7), else through mount(2).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from pylayers.build.event import BuildWarning
@@ -16,6 +15,7 @@ from pylayers.image.view import load_image, resolve_reference
 from pylayers.oci.config import RunConfig
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
+from pylayers.record import replace
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IMAGE_CONTEXT = "docker-image://"

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from pylayers.image.assemble import assemble
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
+from pylayers.record import replace
 from pylayers.store import Store
 
 if TYPE_CHECKING:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from pylayers.record import record
 from pylayers.store import Store
 from pylayers.store.metadata import StepRecord
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CachedStep:
     """What a step made: a layer, or nothing (`diff_id` None) where it left the tree as it was."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput
 from pylayers.oci.config import Healthcheck, History
+from pylayers.record import replace
 
 COMMENT = "pylayers"
 PORT_RANGE_LIMIT = 65_535

@@ -10,13 +10,13 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pylayers._native import tardiff
 from pylayers.build.source import GraftedRows, SourceTree, unhashed_rows
 from pylayers.diff.resolve import find_path
 from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.record import record
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     FLAG_IMPLICIT,
@@ -32,7 +32,7 @@ from pylayers.store.entry import (
 OFFSET_FIELDS = (0, 8, 16)  # path_offset, link_offset, xattr_offset
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ownership:
     """Say what --chown and --chmod ask for; -1 keeps the source's."""
 
@@ -41,7 +41,7 @@ class Ownership:
     mode: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Destination:
     """Where a COPY goes: `path` as given, made absolute; `as_directory` when it names a directory."""
 
@@ -49,7 +49,7 @@ class Destination:
     as_directory: bool
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class LayerRows:
     """A whole layer table with its sources; `grafts` says which rows came from which tree."""
 

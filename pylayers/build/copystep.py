@@ -194,14 +194,20 @@ def find_account(session: BuildSession, state: StageState, text: str, span: Sour
     """Resolve USER[:GROUP], by number or through the image's passwd and group."""
     user, colon, group = text.partition(":")
     uid, gid = 0, 0
-    if user.isascii() and user.isdigit():
+    if is_number(user):
         uid = gid = int(user)
     elif user:
         fields = find_line(session, state, b"etc/passwd", user, span, "user")
         uid, gid = int(fields[2]), int(fields[3])
     if colon and group:
-        gid = int(group) if group.isascii() and group.isdigit() else int(find_line(session, state, b"etc/group", group, span, "group")[2])
+        number = group if is_number(group) else find_line(session, state, b"etc/group", group, span, "group")[2]
+        gid = int(number)
     return uid, gid
+
+
+def is_number(text: str) -> bool:
+    """Tell whether an account is given by number."""
+    return text.isascii() and text.isdigit()
 
 
 def find_line(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
+
+from pylayers.record import field, record
 
 
 class StepStatus(Enum):
@@ -15,7 +16,7 @@ class StepStatus(Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """Name one step: `index` of `total` within its stage, as shown in `[stage 2/5] RUN …`."""
 
@@ -31,14 +32,14 @@ class Step:
         return f"[{self.stage} {self.index}/{self.total}] {self.instruction}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepStarted:
     """Tell that a step begins."""
 
     step: Step
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepOutput:
     """Carry output of a step's command, as it was written."""
 
@@ -47,7 +48,7 @@ class StepOutput:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepFinished:
     """Tell how a step ended; `size_bytes` is its layer's tar, 0 for none."""
 
@@ -58,7 +59,7 @@ class StepFinished:
     diff_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BuildWarning:
     """Carry a warning; `rule` is the check's name where it has one."""
 
@@ -68,7 +69,7 @@ class BuildWarning:
     line: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BuildFinished:
     """Close the stream of a build that succeeded."""
 
@@ -81,7 +82,7 @@ Event = StepStarted | StepOutput | StepFinished | BuildWarning | BuildFinished
 Subscriber = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BuildResult:
     """What a build made. `image_digest` is the manifest's, `config_digest` the image id that docker shows."""
 

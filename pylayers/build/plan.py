@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from pylayers.dockerfile.instructions import Arg, Copy, Dockerfile, From, Instruction, Run, Stage
 from pylayers.errors import InvalidInput
+from pylayers.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlannedStage:
     """One stage that will be built: `base` with the global arguments expanded, `needs` other stages' indexes."""
 
@@ -19,7 +19,7 @@ class PlannedStage:
     needs: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """The stages that the target needs, each after those it needs."""
 
@@ -114,12 +114,17 @@ def stage_references(dockerfile: Dockerfile, stage: Stage) -> set[int]:
             index = find_stage(dockerfile, name, before=stage.index, by_index=True)
             if index is not None:
                 found.add(index)
-            elif read_number(name) is not None or any(other.name == name.lower() for other in dockerfile.stages[stage.index :]):
+            elif read_number(name) is not None or names_later_stage(dockerfile, stage, name):
                 raise InvalidInput(
                     f"invalid from flag value {name}: refers to a stage that is not defined before this one",
                     span=instruction.span,
                 )
     return found
+
+
+def names_later_stage(dockerfile: Dockerfile, stage: Stage, name: str) -> bool:
+    """Tell whether a name is that of this stage or one after it."""
+    return any(other.name == name.lower() for other in dockerfile.stages[stage.index :])
 
 
 def source_names(instruction: Instruction) -> list[str]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pylayers.build.cache import CachedStep
 from pylayers.build.event import Step, StepOutput
-from pylayers.build.session import BuildSession, Cancelled
+from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
-from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container import sandbox
+from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.diff.write import write_layer
 from pylayers.dockerfile import instructions as df
 from pylayers.errors import AlreadyExists, BuildError, ContainerError, InvalidInput
 from pylayers.image.unpack import unpack_layers
 from pylayers.oci.chain import extend_chain
+from pylayers.record import field, record
 from pylayers.snapshot.snapshotter import Snapshotter
 from pylayers.store.entry import FLAG_IMPLICIT, SOURCE_STRUCT, EntryTable
 from pylayers.volume.parse import parse_volume, prepare_bind
@@ -27,7 +27,7 @@ LOG_TAIL_LINES = 20
 NOT_STARTED = (126, 127)  # the command cannot be executed, or isn't there
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Tail:
     """Keep the last lines of a command's output, for its error."""
 

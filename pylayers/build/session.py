@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from pylayers.build.state import StageState, Trees
 from pylayers.errors import Conflict
 from pylayers.oci.chain import chain_id
 from pylayers.oci.platform import Platform
+from pylayers.record import field, record
 from pylayers.store import Store
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pylayers.snapshot.snapshotter import Snapshotter
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BuildOptions:
     """Say what to build. Paths are the host's."""
 
@@ -43,7 +43,7 @@ class BuildOptions:
     jobs: int = 4  # stages at once
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class BuildSession:
     """Hold what the stages of one build share; safe to use from their threads."""
 

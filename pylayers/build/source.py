@@ -12,13 +12,13 @@ import stat
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pylayers._native import filehash, graft, tardiff, walk
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.match import match
 from pylayers.errors import Conflict, InvalidInput, NotFound, translate_os_error
+from pylayers.record import field, record
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     FLAG_HASHED,
@@ -52,7 +52,7 @@ def new_hasher() -> type:
     return blake3
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class GraftedRows:
     """Rows of a layer with their sources; `origin` gets the hashes back once the layer is written."""
 
@@ -63,7 +63,7 @@ class GraftedRows:
     start: int = 0
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class LocalTree:
     """One file or directory of a local context, as walked."""
 
@@ -174,7 +174,7 @@ def unhashed_rows(records: Buffer) -> bytes:
     return struct.pack(f"={len(rows)}I", *rows)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class LocalSource:
     """A build context on disk, less what its ignore rules name."""
 
@@ -299,7 +299,7 @@ class LocalSource:
         )
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Selector:
     """Decide for walk() which names of a directory belong to the context."""
 
@@ -423,7 +423,7 @@ def resolve_inside(root: Path, path: str) -> str:
     return "/".join(done)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class ImageTree:
     """One file or directory inside the merged tree of an image or stage."""
 

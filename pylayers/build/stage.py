@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from pylayers.build.base import resolve_base
 from pylayers.build.cache import CachedStep
@@ -19,9 +18,10 @@ from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.parse import parse_instruction
 from pylayers.errors import InvalidInput
+from pylayers.record import record, replace
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What performing one instruction gave."""
 

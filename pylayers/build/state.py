@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from pylayers.oci.chain import chain_id
 from pylayers.oci.config import History, RunConfig
 from pylayers.oci.platform import Platform
+from pylayers.record import field, record
 from pylayers.store import Store
 from pylayers.store.entry import EntryTable
 from pylayers.store.layer import Layer
@@ -16,7 +16,7 @@ from pylayers.store.layer import Layer
 MERGED_KEPT = 4  # merged tables held at once; each is some 250 bytes an entry
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageState:
     """Hold a stage between two instructions. Immutable: a later stage may start from it."""
 

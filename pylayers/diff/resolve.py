@@ -6,17 +6,17 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pylayers.diff.merge import find_row, merge_layers
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, translate_os_error
+from pylayers.record import record
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_SPARSE, Entry, EntryTable
 from pylayers.store.layer import Layer
 
 SYMLINK_LIMIT = 40  # the kernel's MAXSYMLINKS
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Resolved:
     """Where a path leads: the canonical path (no symlinks, no leading slash) and its row, None where nothing is."""
 

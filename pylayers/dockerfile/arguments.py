@@ -6,11 +6,11 @@ Nothing here knows what an instruction means; that is parse.py's. Quotes and var
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 
 from pylayers.dockerfile.text import SPACE_SET, SPACES, quote, replace_surrogates
 from pylayers.errors import InvalidInput
+from pylayers.record import record
 
 _BLANK_RUN = re.compile(r"[\t\v\f\r ]+")
 _ONE_TEXT = frozenset({"maintainer", "stopsignal", "user", "workdir"})
@@ -20,7 +20,7 @@ _LISTS = frozenset({"expose", "from"})
 _NOT_STRINGS = "when using JSON array syntax, arrays must be comprised of strings only"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Arguments:
     """A logical line in parts; `nested` is the trigger of an ONBUILD, `legacy` marks `ENV name value`."""
 

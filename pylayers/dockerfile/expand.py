@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from pylayers.dockerfile import pattern
 from pylayers.dockerfile.text import SPACE_RUN, quote
 from pylayers.errors import InvalidInput
+from pylayers.record import field, record
 
 Lookup = Callable[[str], str | None] | Mapping[str, str]
 
@@ -22,7 +22,7 @@ _SPECIAL_NAMES = frozenset("@*#?-$!0")
 _NAME = re.compile(r"\w+")
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Expansion:
     """What a word became: its text, the text split at unquoted spaces, and which names were found or not."""
 
@@ -32,7 +32,7 @@ class Expansion:
     unmatched: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mode:
     """How to read a word; the defaults are those of instructions."""
 

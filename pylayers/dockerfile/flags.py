@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pylayers.dockerfile.suggest import suffix_suggestion
 from pylayers.dockerfile.text import show
 from pylayers.errors import InvalidInput
+from pylayers.record import field, record
 
 TEXT = "text"
 TEXTS = "texts"  # may be repeated
@@ -25,7 +25,7 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Flags:
     """The flags given to one instruction."""
 

@@ -7,11 +7,11 @@ slashes, `**` does not, paths are cleaned, a leading slash means nothing, and `#
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pylayers.dockerfile import match
 from pylayers.dockerfile.text import SPACES, show
 from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.record import record
 
 MAX_RULES = 100_000
 _REMEMBERED_DIRECTORIES = 65536
@@ -22,7 +22,7 @@ _DIRECTORIES = "**/"  # nothing, or anything up to a slash
 _REST = "**"  # anything
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rule:
     """One line: `exact`, `prefix` and `suffix` are the common cases that need no expression."""
 

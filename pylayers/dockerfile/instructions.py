@@ -1,4 +1,4 @@
-"""Every Dockerfile instruction as a frozen dataclass, holding its text as written.
+"""Every Dockerfile instruction as a record, holding its text as written.
 
 `expand(environment)` returns the same instruction with the fields expanded that docker expands, and only those:
 RUN, CMD, ENTRYPOINT, SHELL, HEALTHCHECK, MAINTAINER and ONBUILD commands come back unchanged.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
 from pylayers.dockerfile.expand import Lookup, expand_word, expand_words
 from pylayers.dockerfile.lex import Directive, Heredoc
 from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.record import record, replace
 
 Word = Callable[[str], str]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Instruction:
     """What all instructions share.
 
@@ -34,16 +34,6 @@ class Instruction:
     escape: str = "\\"
     comments: tuple[str, ...] = ()
 
-    # Written once instead of generated for each of the 19 classes: that took half of this module's import.
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.__dict__ == other.__dict__
-
-    def __hash__(self) -> int:
-        return hash((type(self), tuple(self.__dict__.values())))
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
-        return f"{type(self).__name__}({fields})"
 
     def expand(self, environment: Lookup, *, unmatched: set[str] | None = None) -> Self:
         """Return the instruction with its variables replaced; names without a value are added to `unmatched`.
@@ -63,7 +53,7 @@ class Instruction:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class From(Instruction):
     """FROM; `alias` is in lower case, `alias_text` and `as_keyword` as written."""
 
@@ -79,7 +69,7 @@ class From(Instruction):
         return replace(self, image=word(self.image), platform=platform)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Arg(Instruction):
     """ARG; a default of None means that none was given."""
 
@@ -90,7 +80,7 @@ class Arg(Instruction):
         return replace(self, pairs=tuple((word(k), None if v is None else word(v)) for k, v in self.pairs))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Env(Instruction):
     """ENV; all values of one instruction see the environment before it. `legacy`: `ENV name value`."""
 
@@ -102,7 +92,7 @@ class Env(Instruction):
         return replace(self, pairs=tuple((word(k), word(v)) for k, v in self.pairs))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Label(Instruction):
     """LABEL."""
 
@@ -114,7 +104,7 @@ class Label(Instruction):
         return replace(self, pairs=tuple((word(k), word(v)) for k, v in self.pairs))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Run(Instruction):
     """RUN; in shell form `command` is one string (or none), `mounts` are the values of --mount as written."""
 
@@ -128,7 +118,7 @@ class Run(Instruction):
     devices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class _Transfer(Instruction):
     """What COPY and ADD share; `heredocs` are the sources that are here-documents, named as the files they make."""
 
@@ -159,7 +149,7 @@ class _Transfer(Instruction):
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Copy(_Transfer):
     """COPY; `from_stage` (a stage, an index, an image or a named context) is never expanded."""
 
@@ -168,7 +158,7 @@ class Copy(_Transfer):
     parents: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Add(_Transfer):
     """ADD; `unpack` is None when the flag was not given (local archives are unpacked, downloads are not)."""
 
@@ -182,7 +172,7 @@ class Add(_Transfer):
         return replace(expanded, checksum=None if self.checksum is None else word(self.checksum))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Workdir(Instruction):
     """WORKDIR."""
 
@@ -193,7 +183,7 @@ class Workdir(Instruction):
         return replace(self, path=word(self.path))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class User(Instruction):
     """USER."""
 
@@ -204,7 +194,7 @@ class User(Instruction):
         return replace(self, user=word(self.user))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Cmd(Instruction):
     """CMD; in shell form `command` is one string."""
 
@@ -213,7 +203,7 @@ class Cmd(Instruction):
     shell: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Entrypoint(Instruction):
     """ENTRYPOINT; an empty command resets it."""
 
@@ -222,7 +212,7 @@ class Entrypoint(Instruction):
     shell: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Expose(Instruction):
     """EXPOSE; one variable may hold several ports."""
 
@@ -236,7 +226,7 @@ class Expose(Instruction):
         return replace(self, ports=tuple(ports))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Volume(Instruction):
     """VOLUME."""
 
@@ -247,7 +237,7 @@ class Volume(Instruction):
         return replace(self, paths=tuple(word(path) for path in self.paths))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Shell(Instruction):
     """SHELL."""
 
@@ -255,7 +245,7 @@ class Shell(Instruction):
     command: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class StopSignal(Instruction):
     """STOPSIGNAL."""
 
@@ -266,7 +256,7 @@ class StopSignal(Instruction):
         return replace(self, signal=word(self.signal))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Healthcheck(Instruction):
     """HEALTHCHECK; `test` begins with NONE, CMD or CMD-SHELL as in an image config, and 0 means not given."""
 
@@ -279,7 +269,7 @@ class Healthcheck(Instruction):
     retries: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Onbuild(Instruction):
     """ONBUILD; `instruction` is the trigger's text, here-documents included, for parse_instruction."""
 
@@ -287,7 +277,7 @@ class Onbuild(Instruction):
     instruction: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@record(kw_only=True)
 class Maintainer(Instruction):
     """MAINTAINER (deprecated)."""
 
@@ -295,7 +285,7 @@ class Maintainer(Instruction):
     maintainer: str
 
 
-@dataclass(frozen=True)
+@record
 class Warning_:
     """A lint finding: docker's rule name, the message, and where."""
 
@@ -304,7 +294,7 @@ class Warning_:
     span: SourceSpan
 
 
-@dataclass(frozen=True)
+@record
 class Stage:
     """One build stage; `name` is its alias in lower case, or None."""
 
@@ -315,7 +305,7 @@ class Stage:
     span: SourceSpan
 
 
-@dataclass(frozen=True)
+@record
 class Dockerfile:
     """A parsed file; `warnings` are those that only the text shows, lint.check gives all."""
 

@@ -6,12 +6,12 @@ The rules are BuildKit's. One pass; every line is looked at a bounded number of 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pylayers.dockerfile import expand
 from pylayers.dockerfile.arguments import Arguments, split_line
 from pylayers.dockerfile.text import SPACES, replace_surrogates, show
 from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.record import record
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_LINE_BYTES = 65535  # BuildKit's
@@ -26,7 +26,7 @@ _HEREDOC_INSTRUCTIONS = frozenset({"add", "copy", "run"})
 _SPAN_TEXT_LENGTH = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Heredoc:
     """A here-document: `content` as written with its line ends, `line` where it begins.
 
@@ -46,7 +46,7 @@ class Heredoc:
         return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Directive:
     """A parser directive such as `# escape=...`; the name is in lower case."""
 
@@ -55,7 +55,7 @@ class Directive:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Statement:
     """One logical line: joined text, its parts, its here-documents and the comments right above it."""
 
@@ -67,7 +67,7 @@ class Statement:
     has_empty_continuation: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """A whole file: directives first, then its statements."""
 

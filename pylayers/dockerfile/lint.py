@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 
 from pylayers.dockerfile import expand
 from pylayers.dockerfile import instructions as ins
@@ -17,6 +16,7 @@ from pylayers.dockerfile.ignore import IgnoreRules, clean
 from pylayers.dockerfile.suggest import find_nearest
 from pylayers.dockerfile.text import quote
 from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.record import field, record, replace
 
 RULES: Mapping[str, str] = {
     "StageNameCasing": "Stage name '{0}' should be lowercase",
@@ -76,7 +76,7 @@ def warn(rule: str, span: SourceSpan, *values: str) -> ins.Warning_:
     return ins.Warning_(rule, RULES[rule].format(*values), span)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """What `# check=` says: rules to skip, whether warnings are errors, experimental rules to run."""
 
@@ -238,7 +238,7 @@ def _check_description(instruction: ins.Instruction, names: list[str]) -> Iterat
         yield warn("InvalidDefinitionDescription", instruction.span, instruction.name, example)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Environment:
     """What a stage knows: values by name (empty where only a build could tell), and what its base left open."""
 

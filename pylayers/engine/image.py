@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from pylayers.image.assemble import AssembledImage, assemble
 from pylayers.image.view import Image, find_image, load_image
 from pylayers.oci.config import ImageConfig, RunConfig
 from pylayers.oci.reference import Reference
+from pylayers.record import replace
 
 if TYPE_CHECKING:
     from pylayers.engine import Engine

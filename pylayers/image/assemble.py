@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.descriptor import Descriptor
 from pylayers.oci.manifest import MEDIA_CONFIG, MEDIA_LAYER_TAR, Manifest
+from pylayers.record import record
 from pylayers.store import Store
 from pylayers.store.metadata import ImageRecord
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AssembledImage:
     """Name an image that is stored; `existed` when nothing had to be written."""
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pylayers.errors import NotFound
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.document import DOCUMENT_LIMIT_BYTES
 from pylayers.oci.manifest import Manifest
 from pylayers.oci.reference import Reference
+from pylayers.record import record
 from pylayers.store import Store
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Image:
     """View one image. `digest` is the manifest's; `id` is the config's digest, as docker shows it."""
 

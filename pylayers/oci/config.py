@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pylayers.oci.digest import check_digest, digest_of
 from pylayers.oci.document import Fields, decode, drop_empty, encode
+from pylayers.record import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Healthcheck:
     """Tell how docker asks whether a container is well; zero means the engine's default."""
 
@@ -46,7 +46,7 @@ class Healthcheck:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunConfig:
     """Tell how a container of the image runs. For entrypoint, cmd and shell None is unset and () is empty."""
 
@@ -123,7 +123,7 @@ class RunConfig:
         return cls.from_fields(Fields(decode(content, "config"), "config"))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class History:
     """Tell how one step came about; `empty_layer` steps made no layer. `created` is RFC 3339, kept verbatim."""
 
@@ -157,7 +157,7 @@ class History:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ImageConfig:
     """Hold a whole image config. Its digest is docker's image id.
 

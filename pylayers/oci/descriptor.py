@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pylayers.oci.digest import check_digest
 from pylayers.oci.document import Fields, decode, drop_empty, encode
 from pylayers.oci.platform import Platform
+from pylayers.record import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Descriptor:
     """Point at stored content."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pylayers.errors import InvalidInput, NotFound, Unsupported
 from pylayers.oci.descriptor import Descriptor
 from pylayers.oci.digest import digest_of
 from pylayers.oci.document import Fields, decode, drop_empty, encode
 from pylayers.oci.platform import Platform
+from pylayers.record import field, record
 
 MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -60,7 +60,7 @@ def layer_compression(media_type: str) -> str:
         raise Unsupported(f"layer media type {media_type!r} is not a file system layer") from None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Manifest:
     """List one image's config and layers."""
 
@@ -124,7 +124,7 @@ class Manifest:
         return digest_of(self.to_json())
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Index:
     """List manifests, usually one per platform."""
 

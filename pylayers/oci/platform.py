@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pylayers.errors import InvalidInput
 from pylayers.oci.document import Fields, drop_empty
+from pylayers.record import record
 
 _PART = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _SYSTEMS = frozenset(
@@ -30,7 +30,7 @@ _ARCHITECTURES = {
 _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Platform:
     """Name what an image runs on. `variant` is "" where it is the architecture's default, except arm's v7."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 
 from pylayers.errors import InvalidInput
 from pylayers.oci.digest import check_digest
+from pylayers.record import field, record, replace
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
@@ -22,7 +22,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reference:
     """Name an image. `tag` and `digest` are None where the text has none; see with_default_tag."""
 
@@ -30,7 +30,7 @@ class Reference:
     repository: str
     tag: str | None = None
     digest: str | None = None
-    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Reference:

@@ -7,13 +7,13 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import check_digest, digest_hex, digest_of
+from pylayers.record import record
 from pylayers.store.file import remove_file, sync_directory, translates, translating, write_all
 from pylayers.store.index import CHECK_HINT
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Admit = Callable[[str, str, "Lease | None"], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BlobStat:
     """Describe a stored blob."""
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pylayers.record import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +117,7 @@ def path_key(path: bytes) -> bytes:
     return path.replace(b"/", b"\0")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EntryTable:
     """Records sorted in component order, and the heap that their offsets point into.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pylayers.errors import AlreadyExists, Conflict, NotFound
+from pylayers.record import field, record, replace
 from pylayers.store.database import Database
 from pylayers.store.mirror import Mirror
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VolumeRecord:
     """Describe a volume; an anonymous one goes with its container."""
 
@@ -22,7 +22,7 @@ class VolumeRecord:
     anonymous: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ContainerRecord:
     """Describe a container as far as the store must know it; the rest is in containers/<id>/."""
 

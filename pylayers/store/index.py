@@ -11,10 +11,10 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pylayers.errors import IntegrityError
+from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
 from pylayers.store.file import write_all
 
@@ -29,7 +29,7 @@ HEADER_STRUCT = struct.Struct("<8sIIII6QQ32s32s44xI")
 HEADER_SIZE_BYTES = HEADER_STRUCT.size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LayerIndex:
     """View an open layer.idx; the buffers are read-only windows of one mapping, which they keep alive."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from pylayers.record import record
 from pylayers.store.entry import Buffer, EntryTable
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layer:
     """View one stored layer. `table` is mapped from layer.idx and lives as long as this object."""
 

@@ -10,11 +10,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pylayers.errors import InvalidInput
+from pylayers.record import record
 from pylayers.store.database import Database
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KINDS = frozenset(("layer", "blob", "snapshot"))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LeaseRecord:
     """Describe a lease; `alive` tells whether its process is there."""
 

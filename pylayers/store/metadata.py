@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import Conflict, InvalidInput, NotFound
 from pylayers.oci.chain import extend_chain
 from pylayers.oci.digest import check_digest, is_digest
+from pylayers.record import field, record
 from pylayers.store.database import Database
 from pylayers.store.holder import ContainerRecord, Containers, VolumeRecord, Volumes
 from pylayers.store.lease import Leases
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ChainRecord", "ContainerRecord", "ImageRecord", "Metadata", "StepRecord", "VolumeRecord"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ImageRecord:
     """Describe an image; `dangling` (no reference names it) is filled in when a record is read."""
 
@@ -37,7 +37,7 @@ class ImageRecord:
     dangling: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChainRecord:
     """Describe a chain: a layer over a parent chain. `tree_digest` is None until somebody computed it."""
 

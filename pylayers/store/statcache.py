@@ -12,9 +12,9 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer
 from pylayers.store.file import translates, write_file
 
@@ -32,7 +32,7 @@ _DIGEST_STRUCT = struct.Struct("<HH")
 RACY_SLACK_NS = 20_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KnownTree:
     """View a stored walk; records and heap are read-only windows of a mapping, which they keep alive."""
 

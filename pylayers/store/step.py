@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from pylayers.record import field, record
 from pylayers.store.database import Database
 
 # A step's last use is written at most this often, so that a rebuild with nothing changed writes nothing.
@@ -18,7 +18,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepRecord:
     """Describe a cached step. `diff_id` is None for a step that made no layer."""
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import queue
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from pylayers.diff.index import index_tar
 from pylayers.errors import InvalidInput, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.layer import Layer
-from pylayers.transfer.archive import BLOCK_BYTES, detect_compression, is_tar, read_pieces
+from pylayers.transfer.archive import BLOCK_BYTES, PIECE_BYTES, detect_compression, is_tar, read_pieces
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 QUEUE_PIECES = 8
 
@@ -41,25 +45,30 @@ def import_stream(store: Store, stream: IO[bytes], name: str) -> Layer:
     if compression is None and not is_tar(head):
         raise InvalidInput(f"{name} is neither a tar nor a compressed one")
     with store.layers.ingest() as writer:
-        size_bytes, digest = write_hashed(writer.fd, read_pieces(Prefixed(head, stream), compression, name))
+        whole = io.BufferedReader(Prefixed(head, stream), PIECE_BYTES)
+        size_bytes, digest = write_hashed(writer.fd, read_pieces(whole, compression, name))
         records, heap = index_tar(writer.fd, size_bytes, name)
         return writer.commit(records, heap, size_bytes, digest_from_hex(digest))
 
 
-class Prefixed:
+class Prefixed(io.RawIOBase):
     """Read bytes that were read already before the rest of their stream, which may not be seekable."""
 
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head = head
         self._stream = stream
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Read up to size bytes."""
-        if self._head:
-            taken = self._head if size < 0 else self._head[:size]
-            self._head = self._head[len(taken) :]
-            return taken + self._stream.read() if size < 0 else taken
-        return self._stream.read(size)
+    def readable(self) -> bool:
+        """Say that this can be read."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill a buffer as far as one read goes; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        taken = self._head[: len(view)] or self._stream.read(len(view))
+        self._head = self._head[len(taken) :]
+        view[: len(taken)] = taken
+        return len(taken)
 
 
 def write_hashed(descriptor: int, pieces: Iterable[bytes]) -> tuple[int, str]:
