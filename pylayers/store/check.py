@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError
 from pylayers.oci.digest import is_digest
 from pylayers.store.database import Database
+from pylayers.store.entry import EntryTable
 from pylayers.store.file import remove_file, remove_tree, sync_directory
 from pylayers.store.holder import ContainerRecord, Containers, VolumeRecord, Volumes
 from pylayers.store.metadata import Chains, ImageRecord, Images, References
@@ -97,10 +98,13 @@ def _check_layers(store: Store, repair: bool) -> Iterator[Problem]:
 
 def _reindex(store: Store, diff_id: str) -> bool:
     """Make layer.idx again from a tar whose digest is right; the chunk records are lost until the next push."""
-    from pylayers.store.reindex import index_tar
+    from pylayers.store.tarindex import index_tar
 
     try:
-        store.layers.replace_index(diff_id, index_tar(store.layers.path(diff_id) / "layer.tar"), b"")
+        path = store.layers.path(diff_id) / "layer.tar"
+        with path.open("rb") as tar:
+            records, heap = index_tar(tar.fileno(), os.fstat(tar.fileno()).st_size, str(path))
+        store.layers.replace_index(diff_id, EntryTable(records, heap), b"")
     except IntegrityError:
         return False
     return True

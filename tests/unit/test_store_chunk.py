@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pylayers.diff.index import index_tar
+from pylayers.store.tarindex import index_tar
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.chunk import MAX_BYTES, chunk_layer, read_chunks
