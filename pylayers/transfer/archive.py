@@ -58,10 +58,11 @@ def detect_archive(path: Path) -> str | None:
         if compression is None:
             return None
         stream.seek(0)
+        damaged: tuple[type[BaseException], ...] = (OSError, *damage_errors(compression))
         try:
             with decompress(stream, compression) as plain:
                 return compression if is_tar(plain.read(BLOCK_BYTES)) else None
-        except (OSError, *damage_errors(compression)):
+        except damaged:
             return None
 
 
