@@ -1,6 +1,6 @@
 """Compare whole builds by pylayers with those by dockerd's BuildKit: `python bench/build.py --source ml,nm,big`.
 
-Every round does each kind of work once per side, by turns. Before each run the source files are read, so both
+Every round does each kind of work once per side, and who is first changes from round to round. Before each run the source files are read, so both
 sides find them in the page cache, and earlier writes are flushed. A cold build begins with nothing but the base
 image on either side: no image, no layer, no build cache, no transferred context.
 """
@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Comparison:
     base: Path
     docker: Docker | None
     works: dict[tuple[str, str], Work] = field(default_factory=dict)
+    docker_first: bool = False  # by turns: a disk may be slower for whoever comes after a large write
 
     def work(self, kind: str, source: Source) -> Work:
         """Return the samples of one kind of work on one source."""
@@ -66,27 +68,45 @@ class Comparison:
         self.changed(source)
         check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
 
+    def by_turns(self, ours: Callable[[], None], theirs: Callable[[Docker], None]) -> None:
+        """Do both sides' part, in this round's order."""
+        if self.docker is not None and self.docker_first:
+            theirs(self.docker)
+        ours()
+        if self.docker is not None and not self.docker_first:
+            theirs(self.docker)
+
     def cold(self, source: Source) -> None:
         """Build with nothing known but the base image."""
         work = self.work("cold", source)
-        fresh_root(self.root, self.base, BASE)
-        self.settle(source)
-        self.ours(work, source, no_cache=True)
-        if self.docker is not None:
-            self.docker.forget(name(source))
+
+        def ours() -> None:
+            fresh_root(self.root, self.base, BASE)
             self.settle(source)
-            self.theirs(self.docker, work, source, no_cache=True)
+            self.ours(work, source, no_cache=True)
+
+        def theirs(docker: Docker) -> None:
+            docker.forget(name(source))
+            self.settle(source)
+            self.theirs(docker, work, source, no_cache=True)
+
+        self.by_turns(ours, theirs)
 
     def unchanged(self, source: Source) -> None:
         """Build again with nothing changed; an untimed build before it has put everything into the cache."""
         work = self.work("unchanged", source)
-        build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=False)
-        self.settle(source)
-        self.ours(work, source, no_cache=False)
-        if self.docker is not None:
-            self.docker.build(source.directory, source.dockerfile, name(source), no_cache=False)
+
+        def ours() -> None:
+            build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=False)
             self.settle(source)
-            self.theirs(self.docker, work, source, no_cache=False)
+            self.ours(work, source, no_cache=False)
+
+        def theirs(docker: Docker) -> None:
+            docker.build(source.directory, source.dockerfile, name(source), no_cache=False)
+            self.settle(source)
+            self.theirs(docker, work, source, no_cache=False)
+
+        self.by_turns(ours, theirs)
 
     def library(self, source: Source) -> None:
         """Build again with nothing changed through an engine that is open; the peer's time is its process's."""
@@ -100,15 +120,20 @@ class Comparison:
     def changed(self, source: Source) -> None:
         """Build again with one file's content changed, once for each side."""
         work = self.work("changed", source)
-        change(source)
-        self.settle(source)
-        self.ours(work, source, no_cache=False)
-        if self.docker is not None:
+
+        def ours() -> None:
             change(source)
             self.settle(source)
-            self.theirs(self.docker, work, source, no_cache=False)
-            # Both sides end with the same content.
-            build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=False)
+            self.ours(work, source, no_cache=False)
+
+        def theirs(docker: Docker) -> None:
+            change(source)
+            self.settle(source)
+            self.theirs(docker, work, source, no_cache=False)
+
+        self.by_turns(ours, theirs)
+        # The layer is checked against the source as it is now.
+        build_process(self.root, source.directory, source.dockerfile, name(source), no_cache=False)
 
     def ours(self, work: Work, source: Source, *, no_cache: bool) -> None:
         """Time one pylayers process."""
@@ -147,6 +172,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             docker.import_base(base, BASE)
         comparison = Comparison(cache / "pylayers", base, docker)
         for number in range(options.rounds):
+            comparison.docker_first = number % 2 == 1
             for source in sources:
                 print(f"round {number + 1} of {options.rounds}: {source.name}", file=sys.stderr, flush=True)
                 comparison.play_round(source)

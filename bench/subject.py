@@ -40,8 +40,10 @@ def find_command() -> tuple[str, ...]:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which the module of this checkout is found."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    """Return an environment in which the module of this checkout is found, compiled once as an installed one is."""
+    given = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    given.pop("PYTHONDONTWRITEBYTECODE", None)
+    return given
 
 
 def fresh_root(root: Path, base: Path, reference: str) -> None:
