@@ -1,8 +1,8 @@
 """Compare whole builds by pylayers with those by dockerd's BuildKit: `python bench/build.py --source ml,nm,big`.
 
-Every round does each kind of work once per side, and who is first changes from round to round. Before each run the source files are read, so both
-sides find them in the page cache, and earlier writes are flushed. A cold build begins with nothing but the base
-image on either side: no image, no layer, no build cache, no transferred context.
+Every round does each kind of work once per side, and who is first changes from round to round. Before each run the
+source files are read, so both sides find them in the page cache, and earlier writes are flushed. A cold build begins
+with nothing but the base image on either side: no image, no layer, no build cache, no transferred context.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Comparison:
     base: Path
     docker: Docker | None
     works: dict[tuple[str, str], Work] = field(default_factory=dict)
+    with_changed: bool = True
     docker_first: bool = False  # by turns: a disk may be slower for whoever comes after a large write
 
     def work(self, kind: str, source: Source) -> Work:
@@ -65,8 +66,9 @@ class Comparison:
         check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
         self.unchanged(source)
         self.library(source)
-        self.changed(source)
-        check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
+        if self.with_changed:
+            self.changed(source)
+            check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
 
     def by_turns(self, ours: Callable[[], None], theirs: Callable[[Docker], None]) -> None:
         """Do both sides' part, in this round's order."""
@@ -170,7 +172,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         docker = open_docker(stack, cache, options.docker_root, sources) if options.docker else None
         if docker is not None:
             docker.import_base(base, BASE)
-        comparison = Comparison(cache / "pylayers", base, docker)
+        comparison = Comparison(cache / "pylayers", base, docker, with_changed=options.changed)
         for number in range(options.rounds):
             comparison.docker_first = number % 2 == 1
             for source in sources:
@@ -219,6 +221,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small made-up tree, no docker")
     parser.add_argument("--no-docker", dest="docker", action="store_false", help="pylayers alone")
+    parser.add_argument("--no-changed", dest="changed", action="store_false", help="leave out the rebuild of one file")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that dockerd and docker are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()

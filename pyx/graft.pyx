@@ -6,7 +6,6 @@ from libc.string cimport memcpy, memset
 from entry cimport (
     FLAG_HARDLINK,
     FLAG_HASHED,
-    FLAG_IMPLICIT,
     FLAG_SPARSE,
     entry_t,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,36 @@ def detect_archive(path: Path) -> str | None:
             return None
 
 
+class ZstdReader(io.RawIOBase):
+    """Read zstd frames to their end; zstandard's own stream reader takes a cut frame for a whole one."""
+
+    def __init__(self, stream: Readable) -> None:
+        import zstandard
+
+        self._stream = stream
+        self._open = zstandard.ZstdDecompressor().decompressobj
+        self._frame = self._open()
+        self._ready = b""
+        self._begun = False  # inside a frame
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to size bytes. Raises EOFError when the stream ends inside a frame."""
+        while not self._ready or size < 0:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._begun = self._open(), False
+            packed = packed or self._stream.read(PIECE_BYTES)
+            if not packed:
+                if self._begun:
+                    raise EOFError("the data ends inside a frame")
+                break
+            self._begun = True
+            self._ready += self._frame.decompress(packed)
+        taken = self._ready if size < 0 else self._ready[:size]
+        self._ready = self._ready[len(taken) :]
+        return taken
+
+
 @contextmanager
 def decompress(stream: Readable, compression: str | None) -> Iterator[Readable]:
     """Give the plain bytes of a stream; the libraries release the GIL while they decompress."""
@@ -86,9 +117,7 @@ def decompress(stream: Readable, compression: str | None) -> Iterator[Readable]:
 
         opened = lzma.LZMAFile(cast(IO[bytes], stream))  # noqa: SIM115 closed below
     elif compression == "zstd":
-        import zstandard
-
-        opened = zstandard.ZstdDecompressor().stream_reader(cast(IO[bytes], stream), read_across_frames=True)
+        opened = ZstdReader(stream)
     else:
         raise InvalidInput(f"compression {compression!r} is not known")
     with opened:

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pylayers.store.tarindex import index_tar
 from pylayers.errors import InvalidInput, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.layer import Layer
+from pylayers.store.tarindex import index_tar
 from pylayers.transfer.archive import BLOCK_BYTES, PIECE_BYTES, detect_compression, is_tar, read_pieces
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pylayers.store.tarindex import index_tar
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.chunk import MAX_BYTES, chunk_layer, read_chunks
 from pylayers.store.layer import Layer
+from pylayers.store.tarindex import index_tar
 
 
 def store_files(store: Store, files: dict[str, bytes]) -> Layer:
