@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pylayers.container import record
 from pylayers.container.isolation import ContainerMount, Isolation, Process, mount_from_request
 from pylayers.container.record import ContainerSpec, State
+from pylayers.engine.change import drop_mount_points
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import invent_name
 from pylayers.errors import InvalidInput, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.image.view import Image, find_image, load_image
 from pylayers.snapshot.snapshotter import Changes
+from pylayers.store.entry import EntryTable
 from pylayers.store.holder import ContainerRecord
 
 if TYPE_CHECKING:
@@ -307,19 +309,23 @@ class ContainerActions:
         """Give what a container changed as a layer table with its sources."""
         changed = self._engine.driver().changes(container.id)
         try:
-            yield changed
+            targets = [mount.target for mount in container.mounts]
+            yield drop_mount_points(changed, self._image_table(container), targets)
         finally:
             changed.close()
 
+    def _image_table(self, container: Container) -> EntryTable:
+        from pylayers.build.state import Trees
+
+        image = load_image(self._engine.store, container.image_digest)
+        return Trees(self._engine.store).merged(image.config.diff_ids)
+
     def diff(self, name: str) -> Sequence[PathChange]:
         """List what a container changed, as docker diff does."""
-        from pylayers.build.state import Trees
         from pylayers.diff.compare import list_changes
-        from pylayers.store.entry import EntryTable
 
         container = self.get(name)
-        image = load_image(self._engine.store, container.image_digest)
-        parent = Trees(self._engine.store).merged(image.config.diff_ids)
+        parent = self._image_table(container)
         with self.changes(container) as changed:
             return list_changes(EntryTable(changed.records, changed.heap), parent)
 
