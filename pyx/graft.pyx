@@ -189,6 +189,7 @@ def graft(const uint8_t[::1] records, const uint8_t[::1] heap, size_t start, siz
           const uint8_t[::1] descriptors, uint32_t kind, int64_t uid=-1, int64_t gid=-1, int64_t mode=-1):
     """Copy rows start..end (a subtree, its top first) to a new table whose top is at prefix."""
     cdef plan_t plan
+    cdef uint8_t nothing = 0
     cdef uint64_t total = 0
     cdef uint64_t used = 0
     cdef size_t count = records.shape[0] // sizeof(entry_t)
@@ -201,9 +202,10 @@ def graft(const uint8_t[::1] records, const uint8_t[::1] heap, size_t start, siz
         raise ValueError("no descriptor given")
     plan.rows = <const entry_t*> &records[0]
     plan.heap_size = <uint64_t> heap.shape[0]
-    plan.heap = &heap[0] if plan.heap_size else NULL
+    # Never null: memcpy of nothing from null is undefined all the same.
+    plan.heap = &heap[0] if plan.heap_size else &nothing
     plan.prefix_length = <size_t> prefix.shape[0]
-    plan.prefix = &prefix[0] if plan.prefix_length else NULL
+    plan.prefix = &prefix[0] if plan.prefix_length else &nothing
     plan.strip = plan.rows[start].path_length
     plan.descriptors = <const int32_t*> &descriptors[0]
     plan.descriptor_count = descriptors.shape[0] // sizeof(int32_t)
