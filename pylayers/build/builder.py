@@ -16,14 +16,15 @@ from pylayers.build.base import open_contexts
 from pylayers.build.cache import BuildCache, LocalCache
 from pylayers.build.event import BuildFinished, BuildResult, BuildWarning, Subscriber
 from pylayers.build.plan import Plan, PlannedStage, make_plan
-from pylayers.build.session import BuildOptions, BuildSession, Cancelled
+from pylayers.build.request import BuildOptions
+from pylayers.build.session import BuildSession, Cancelled
 from pylayers.build.source import LocalSource
 from pylayers.build.stage import StageBuilder, timestamp
 from pylayers.build.state import StageState, Trees
 from pylayers.dockerfile import ignore
 from pylayers.dockerfile.instructions import Dockerfile
 from pylayers.dockerfile.parse import parse
-from pylayers.errors import InvalidInput, NotFound, translate_os_error
+from pylayers.errors import InvalidInput, NotFound, Unsupported, translate_os_error
 from pylayers.image.assemble import assemble
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.platform import Platform
@@ -52,6 +53,7 @@ def build(
     NotFound, BuildError (a RUN that failed), NoSpace, …, each with its place in the Dockerfile.
     """
     started = time.perf_counter()
+    refuse_unfinished(options)
     references = [Reference.parse(name).with_default_tag() for name in options.references]
     dockerfile, path = read_dockerfile(options)
     plan = make_plan(dockerfile, dict(options.arguments), options.target)
@@ -60,7 +62,7 @@ def build(
         session = BuildSession(
             store=store,
             options=options,
-            platform=choose_platform_of(options.platform),
+            platform=choose_platform_of(options.platforms),
             trees=Trees(store, key_by_chain=options.key_by_chain),
             cache=cache or LocalCache(store),
             context=context,
@@ -80,6 +82,16 @@ def build(
             session.close()
     session.emit(BuildFinished(result.image_digest, result.references, result.seconds))
     return result
+
+
+def refuse_unfinished(options: BuildOptions) -> None:
+    """Refuse by name what this version doesn't do yet."""
+    for name in (
+        "no_cache_filter", "pull", "annotations", "secrets", "ssh", "add_hosts", "shm_size", "ulimits", "allow",
+        "outputs", "attestations", "split_layers", "rewrite_timestamp", "explain",
+    ):  # fmt: skip
+        if getattr(options, name):
+            raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
 
 
 def read_dockerfile(options: BuildOptions) -> tuple[Dockerfile, Path]:
@@ -121,10 +133,12 @@ def open_context(store: Store, options: BuildOptions, dockerfile: Path) -> Local
     return LocalSource(directory, cache=cache)
 
 
-def choose_platform_of(wanted: str | None) -> Platform:
+def choose_platform_of(wanted: tuple[str, ...]) -> Platform:
     """Return the platform to build for: the wanted one, or this machine's."""
+    if len(wanted) > 1:
+        raise Unsupported("a build for several platforms is not supported yet")
     if wanted:
-        return Platform.parse(wanted)
+        return Platform.parse(wanted[0])
     return Platform.from_machine(os.uname().machine)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pylayers.build.cache import BuildCache, CachedStep
 from pylayers.build.event import BuildWarning, Event, StepFinished, Subscriber
+from pylayers.build.request import BuildOptions
 from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState, Trees
 from pylayers.errors import Conflict
@@ -21,26 +21,6 @@ from pylayers.store import Store
 if TYPE_CHECKING:
     from pylayers.container.runtime import Runtime
     from pylayers.snapshot.snapshotter import Snapshotter
-
-
-@record
-class BuildOptions:
-    """Say what to build. Paths are the host's."""
-
-    context: Path
-    dockerfile: Path | None = None  # default: Dockerfile in the context
-    references: tuple[str, ...] = ()
-    arguments: Mapping[str, str] = field(default_factory=dict)
-    target: str | None = None
-    no_cache: bool = False
-    platform: str | None = None
-    volumes: tuple[str, ...] = ()  # -v HOST:PATH[:ro] for every RUN; never part of a key
-    contexts: Mapping[str, str] = field(default_factory=dict)  # --build-context NAME=DIRECTORY or docker-image://REF
-    labels: Mapping[str, str] = field(default_factory=dict)
-    key_by_chain: bool = False  # docker's rule instead of early cut-off
-    network: str = "host"
-    source_date_epoch_s: int | None = None
-    jobs: int = 4  # stages at once
 
 
 @record(frozen=False)

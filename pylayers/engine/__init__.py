@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from pylayers.errors import InvalidInput
 from pylayers.store import Store
 
 if TYPE_CHECKING:
     from pylayers.build.event import BuildResult, Subscriber
+    from pylayers.build.request import BuildRequest
     from pylayers.container.runtime import Runtime
     from pylayers.engine.container import ContainerActions
     from pylayers.engine.image import ImageActions
@@ -102,57 +101,18 @@ class Engine:
         return SystemActions(self)
 
     def build(
-        self,
-        context: Path | str = ".",
-        *,
-        dockerfile: Path | str | None = None,
-        references: Sequence[str] = (),
-        arguments: Mapping[str, str] | None = None,
-        target: str | None = None,
-        no_cache: bool = False,
-        platform: str | None = None,
-        volumes: Sequence[str] = (),
-        contexts: Mapping[str, str] | None = None,
-        labels: Mapping[str, str] | None = None,
-        cache_key: str = "tree",
-        network: str = "host",
-        source_date_epoch_s: int | None = None,
-        subscriber: Subscriber | None = None,
+        self, context: Path | str = ".", *, subscriber: Subscriber | None = None, **given: Unpack[BuildRequest]
     ) -> BuildResult:
         """Build a Dockerfile and tag the image; return its digests, every step's timing and the cache hits.
 
         A context that is a file is taken for the Dockerfile, with its folder as the context. subscriber gets every
-        event, one at a time, from the stages' threads. cache_key is "tree" (steps after equal trees are shared) or
-        "chain" (docker's rule). Raises InvalidInput, NotFound and BuildError with their place in the Dockerfile.
+        event, one at a time, from the stages' threads. What else can be given is in build.request.BuildRequest.
+        Raises InvalidInput, NotFound and BuildError with their place in the Dockerfile.
         """
         from pylayers.build.builder import build
-        from pylayers.build.session import BuildOptions
+        from pylayers.build.request import read_request
 
-        if cache_key not in ("tree", "chain"):
-            raise InvalidInput(f"cache key {cache_key!r} is neither 'tree' nor 'chain'")
-        if network not in ("host", "none", "default"):
-            raise InvalidInput(f"network mode {network!r} is not supported", hint="use host or none")
-        place = Path(context)
-        file = Path(dockerfile) if dockerfile is not None else None
-        if file is None and place.is_file():
-            place, file = place.parent, place
-        epoch = os.environ.get("SOURCE_DATE_EPOCH", "") if source_date_epoch_s is None else str(source_date_epoch_s)
-        options = BuildOptions(
-            context=place,
-            dockerfile=file,
-            references=tuple(references),
-            arguments=dict(arguments or {}),
-            target=target,
-            no_cache=no_cache,
-            platform=platform,
-            volumes=tuple(volumes),
-            contexts=dict(contexts or {}),
-            labels=dict(labels or {}),
-            key_by_chain=cache_key == "chain",
-            network="host" if network == "default" else network,
-            source_date_epoch_s=read_epoch(epoch),
-        )
-        return build(self.store, options, self.driver, self.runtime, subscriber)
+        return build(self.store, read_request(context, given), self.driver, self.runtime, subscriber)
 
     def collect(self) -> int:
         """Delete what nothing needs any more, snapshots included; return the bytes freed in the store."""
@@ -173,12 +133,3 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def read_epoch(text: str) -> int | None:
-    """Read SOURCE_DATE_EPOCH. Raises InvalidInput."""
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise InvalidInput(f"SOURCE_DATE_EPOCH={text!r} is not a number of seconds since 1970")
-    return int(text)

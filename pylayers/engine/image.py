@@ -77,7 +77,7 @@ class ImageActions:
 
         store = self._engine.store
         name = None if reference is None else Reference.parse(reference).with_default_tag()
-        state = apply_changes(StageState(choose_platform_of(None)), changes)
+        state = apply_changes(StageState(choose_platform_of(())), changes)
         with store.lease("import"):
             layer = import_layer(store, source)
             shown = str(source) if isinstance(source, Path) else "-"

@@ -1,0 +1,135 @@
+"""What a build can be asked for: the keywords of Engine.build, and the options that the builder works by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from pylayers.errors import InvalidInput
+from pylayers.record import field, record
+
+CACHE_KEYS = ("tree", "chain")
+NETWORKS = ("host", "none", "default")
+
+
+class BuildRequest(TypedDict, total=False):
+    """Name every keyword of Engine.build. Texts have the form that the command line's options have."""
+
+    dockerfile: Path | str | None  # default: Dockerfile in the context
+    references: Sequence[str]
+    arguments: Mapping[str, str]  # --build-arg
+    target: str | None  # stage's name or number
+    no_cache: bool
+    no_cache_filter: Sequence[str]  # stages that are built anew
+    platforms: Sequence[str]  # several give an image index
+    pull: bool  # look for a newer base image
+    volumes: Sequence[str]  # -v HOST:PATH[:ro] for every RUN; never part of a key
+    contexts: Mapping[str, str]  # NAME to a directory, docker-image://REF, oci-layout://DIR[:TAG] or a tar
+    labels: Mapping[str, str]
+    annotations: Sequence[str]  # [TYPE:]KEY=VALUE
+    cache_key: str  # "tree" (steps after equal trees are shared) or "chain" (docker's rule)
+    network: str  # of RUN: "host" or "none"
+    secrets: Sequence[str]  # id=ID[,src=FILE|,env=VARIABLE]
+    ssh: Sequence[str]  # default or ID[=SOCKET|KEY[,KEY]]
+    add_hosts: Sequence[str]  # HOST:IP
+    shm_size: str | None  # of RUN's /dev/shm, such as 64m
+    ulimits: Sequence[str]  # NAME=SOFT[:HARD]
+    allow: Sequence[str]  # security.insecure, network.host, device
+    outputs: Sequence[str]  # type=local|tar|oci|docker|image,dest=…; none: the store
+    attestations: Sequence[str]  # type=sbom|provenance,…
+    split_layers: str | None  # cut the layers of large COPYs near this size, such as 512m
+    source_date_epoch_s: int | None
+    rewrite_timestamp: bool  # no later mtime than source_date_epoch_s in any layer made here
+    explain: bool  # tell for each step why it was cached or not
+    jobs: int  # stages at once
+
+
+@record
+class BuildOptions:
+    """Say what to build, for one platform. Paths are the host's."""
+
+    context: Path
+    dockerfile: Path | None = None  # default: Dockerfile in the context
+    references: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    no_cache: bool = False
+    no_cache_filter: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()
+    pull: bool = False
+    volumes: tuple[str, ...] = ()
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: tuple[str, ...] = ()
+    key_by_chain: bool = False  # docker's rule instead of early cut-off
+    network: str = "host"
+    secrets: tuple[str, ...] = ()
+    ssh: tuple[str, ...] = ()
+    add_hosts: tuple[str, ...] = ()
+    shm_size: str | None = None
+    ulimits: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    attestations: tuple[str, ...] = ()
+    split_layers: str | None = None
+    source_date_epoch_s: int | None = None
+    rewrite_timestamp: bool = False
+    explain: bool = False
+    jobs: int = 4  # stages at once
+
+
+def read_request(context: Path | str, given: BuildRequest) -> BuildOptions:
+    """Return the options of a request. Raises InvalidInput."""
+    cache_key, network = given.get("cache_key", "tree"), given.get("network", "host")
+    if cache_key not in CACHE_KEYS:
+        raise InvalidInput(f"cache key {cache_key!r} is neither 'tree' nor 'chain'")
+    if network not in NETWORKS:
+        raise InvalidInput(f"network mode {network!r} is not supported", hint="use host or none")
+    place, name = Path(context), given.get("dockerfile")
+    file = Path(name) if name is not None else None
+    if file is None and place.is_file():
+        place, file = place.parent, place
+    return BuildOptions(
+        context=place,
+        dockerfile=file,
+        references=tuple(given.get("references", ())),
+        arguments=dict(given.get("arguments") or {}),
+        target=given.get("target"),
+        no_cache=given.get("no_cache", False),
+        no_cache_filter=tuple(given.get("no_cache_filter", ())),
+        platforms=tuple(given.get("platforms", ())),
+        pull=given.get("pull", False),
+        volumes=tuple(given.get("volumes", ())),
+        contexts=dict(given.get("contexts") or {}),
+        labels=dict(given.get("labels") or {}),
+        annotations=tuple(given.get("annotations", ())),
+        key_by_chain=cache_key == "chain",
+        network="host" if network == "default" else network,
+        secrets=tuple(given.get("secrets", ())),
+        ssh=tuple(given.get("ssh", ())),
+        add_hosts=tuple(given.get("add_hosts", ())),
+        shm_size=given.get("shm_size"),
+        ulimits=tuple(given.get("ulimits", ())),
+        allow=tuple(given.get("allow", ())),
+        outputs=tuple(given.get("outputs", ())),
+        attestations=tuple(given.get("attestations", ())),
+        split_layers=given.get("split_layers"),
+        source_date_epoch_s=read_epoch(given.get("source_date_epoch_s")),
+        rewrite_timestamp=given.get("rewrite_timestamp", False),
+        explain=given.get("explain", False),
+        jobs=given.get("jobs", 4),
+    )
+
+
+def read_epoch(given: int | None) -> int | None:
+    """Return the given seconds, else SOURCE_DATE_EPOCH's. Raises InvalidInput."""
+    if given is not None:
+        return given
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise InvalidInput(f"SOURCE_DATE_EPOCH={text!r} is not a number of seconds since 1970")
+    return int(text)
