@@ -41,6 +41,7 @@ cdef enum:
 cdef struct job_t:
     table_t table
     int out_fd
+    bint direct               # the writer's own: past the page cache
     uint8_t* base             # SLOTS * SLOT_BYTES
     uint8_t* headers          # scratch for one entry's header blocks
     uint8_t* name             # scratch for one entry's name

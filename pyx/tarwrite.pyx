@@ -9,7 +9,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EIO, ESTALE, errno
+from libc.errno cimport EINTR, EINVAL, EIO, ESTALE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strerror
@@ -37,6 +37,9 @@ cdef extern from "<signal.h>" nogil:
     int SIG_SETMASK
 
 cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int, int, ...)
+    int F_GETFL, F_SETFL
+    int O_DIRECT
     int sync_file_range(int, int64_t, int64_t, unsigned int)
     unsigned int SYNC_FILE_RANGE_WRITE
 
@@ -47,36 +50,64 @@ cdef enum:
     PAGE = 4096
     SHA256_SLOTS = 4          # at most so many per update: fewer trips through the GIL, but space comes back soon
     FLUSH_SLOTS = 16
+    WRITE_SLOTS = 4           # at most so many per write
     ALIGN_LIMIT = 65536
+
+
+DIRECT_NEVER = (1 << 63) - 1
 
 
 class SourceChanged(OSError):
     """A source file's size is not the record's any more; filename names it."""
 
 
+cdef inline void leave_direct(job_t* job) noexcept nogil:
+    """Go back to the page cache: for a tail that is no whole page, and for file systems that refuse direct writes."""
+    fcntl(job.out_fd, F_SETFL, fcntl(job.out_fd, F_GETFL) & ~O_DIRECT)
+    job.direct = False
+
+
 cdef void* write_stage(void* given) noexcept nogil:
     cdef job_t* job = <job_t*>given
-    cdef uint64_t done = 0
+    cdef uint64_t done = 0, filled, first
     cdef size_t at, length
     cdef ssize_t count
-    while await_filled(job, STAGE_WRITE, done) > done:
+    while True:
+        filled = await_filled(job, STAGE_WRITE, done)
+        if filled == done:
+            break
+        first = done % SLOTS
+        filled = min(filled - done, <uint64_t>WRITE_SLOTS, SLOTS - first)   # contiguous, and only the last can be short
         at = 0
-        length = job.length[done % SLOTS]
+        length = (filled - 1) * SLOT_BYTES + job.length[first + filled - 1]
         while at < length:
+            if job.direct and length - at < PAGE:
+                leave_direct(job)
             count = pwrite(
-                job.out_fd, job.base + (done % SLOTS) * SLOT_BYTES + at, length - at, <int64_t>(done * SLOT_BYTES + at)
+                job.out_fd, job.base + first * SLOT_BYTES + at,
+                (length - at) & ~<size_t>(PAGE - 1) if job.direct else length - at,
+                <int64_t>(done * SLOT_BYTES + at),
             )
             if count <= 0:
                 if count < 0 and errno == EINTR:
                     continue
+                if count < 0 and errno == EINVAL and job.direct:
+                    leave_direct(job)
+                    continue
                 stop(job, FAILED_OUTPUT, errno if count < 0 else EIO, 0)
                 return NULL
             at += <size_t>count
-        done += 1
-        if done % FLUSH_SLOTS == 0:
+            if job.direct and at % PAGE:
+                leave_direct(job)      # a short write: what follows is not aligned any more
+        done += filled
+        if not job.direct and done // FLUSH_SLOTS != (done - filled) // FLUSH_SLOTS:
             # A hint whose result does not matter: the disk starts early, so that the caller's fsync finds little left.
             at = FLUSH_SLOTS * SLOT_BYTES
-            sync_file_range(job.out_fd, <int64_t>(done * SLOT_BYTES - at), <int64_t>at, SYNC_FILE_RANGE_WRITE)
+            sync_file_range(
+                job.out_fd, <int64_t>((done // FLUSH_SLOTS - 1) * at), <int64_t>at, SYNC_FILE_RANGE_WRITE
+            )
+    if job.direct:
+        leave_direct(job)
     return NULL
 
 cdef void* blake3_stage(void* given) noexcept with gil:
@@ -167,7 +198,7 @@ cdef class _Pipeline:
             )
         return PyBytes_FromStringAndSize(<const char*>table.heap + record.path_offset, record.path_length)
 
-    cdef int check(self, uint64_t align_bytes, uint64_t align_from_bytes) except -1:
+    cdef int check(self, uint64_t align_bytes, uint64_t align_from_bytes, uint64_t direct_from_bytes) except -1:
         """Fill in the table; raise ValueError, naming the path, when it cannot be a tar."""
         cdef table_t* table = &self.job.table
         cdef const char* fault = NULL
@@ -194,6 +225,7 @@ cdef class _Pipeline:
             else:
                 row = table.count
         if row == table.count:
+            self.job.direct = total >= direct_from_bytes
             return 0
         if not in_heap(table, table.records[row].path_offset, table.records[row].path_length):
             raise ValueError(f"row {row}: its path lies outside the heap")
@@ -304,18 +336,22 @@ def write(
     blake3,
     align_bytes=4096,
     align_from_bytes=65536,
+    direct_from_bytes=DIRECT_NEVER,
 ):
     """Write the canonical tar of a sorted table to out_fd, from its offset 0; return (size_bytes, sha256 digest).
 
     heap, sources and records are borrowed for the call; records gets header_offset, data_offset, blake3 and
-    FLAG_HASHED, and its contents are undefined after an error. Memory: a ring of 16 MiB. Starts three threads,
+    FLAG_HASHED, and its contents are undefined after an error. From direct_from_bytes of data on, the tar is written
+    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of 16 MiB. Starts three threads,
     all joined before it returns or raises; the GIL is released around everything but the calls of the hashers.
     """
     cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
         raise ValueError("align_bytes must be a multiple of 512 up to 65536, align_from_bytes not negative")
-    pipeline.check(align_bytes, align_from_bytes)
+    pipeline.check(align_bytes, align_from_bytes, direct_from_bytes)
     pipeline.job.out_fd = out_fd
+    if pipeline.job.direct and fcntl(out_fd, F_SETFL, fcntl(out_fd, F_GETFL) | O_DIRECT) < 0:
+        pipeline.job.direct = False
     digest = sha256()
     pipeline.run(digest)
     with nogil:

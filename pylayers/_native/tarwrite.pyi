@@ -14,6 +14,7 @@ def write(
     blake3: Callable[..., object],
     align_bytes: int = 4096,
     align_from_bytes: int = 65536,
+    direct_from_bytes: int = 9223372036854775807,
 ) -> tuple[int, bytes]:
     """Write the canonical tar of a sorted table to out_fd (from its offset 0); return (size_bytes, its sha256 digest).
 

@@ -271,22 +271,20 @@ class LocalSource:
         """Walk an opened directory (or one name in it) and match it with the stat cache."""
         selector = Selector(self.rules, base, only)
         started_ns = time.time_ns()
-        records, heap = walk.walk(root_fd, selector if selector.needed else None, False, os.cpu_count() or 1)
+        key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint))
+        known = self.cache.load(key) if self.cache is not None else None
+        # A first walk reads the xattrs in its threads; a later one takes most of them from what is known.
+        records, heap = walk.walk(root_fd, selector if selector.needed else None, known is None, os.cpu_count() or 1)
         if selector.partial:
             records = drop_hollow(records, heap, selector)
         records = drop_sockets(records)
-        key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint))
-        known = self.cache.load(key) if self.cache is not None else None
         unknown: bytes | None
         if known is not None and walk.same(records, heap, known.records, known.heap, known.trusted_before_ns):
             unknown = None
         else:
             if known is not None:
                 unknown = walk.recall(records, heap, known.records, known.heap, known.trusted_before_ns)
-            else:
-                count = len(records) // ENTRY_SIZE_BYTES
-                unknown = struct.pack(f"={count}I", *range(count))
-            walk.read_xattrs(root_fd, records, heap, unknown)
+                walk.read_xattrs(root_fd, records, heap, unknown)
             drop_host_xattrs(records, heap)
             unknown = unhashed_rows(records)
         table = EntryTable(records, heap)

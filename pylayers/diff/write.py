@@ -13,6 +13,9 @@ from pylayers.store import Store
 from pylayers.store.entry import Buffer
 from pylayers.store.layer import Layer
 
+# Large layers pass the page cache by: see docs/decisions/0006.
+DIRECT_FROM_BYTES = 64 << 20
+
 
 def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer) -> Layer:
     """Write the canonical tar of a sorted table, with its index, in one pass over the sources.
@@ -22,7 +25,9 @@ def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer)
     """
     with store.layers.ingest() as writer:
         try:
-            size_bytes, digest = tarwrite.write(writer.fd, records, heap, sources, hashlib.sha256, blake3)
+            size_bytes, digest = tarwrite.write(
+                writer.fd, records, heap, sources, hashlib.sha256, blake3, direct_from_bytes=DIRECT_FROM_BYTES
+            )
         except tarwrite.SourceChanged as error:
             raise Conflict(
                 f"{show_name(error.filename)} changed while it was copied", hint="run the build again"

@@ -244,10 +244,14 @@ def make_table(items: list[Item], folder: Path) -> Given:
     return Given(table, b"".join(sources[at] for at in order), [items[at] for at in order], [root_fd, packed_fd])
 
 
-def check_against_oracle(given: Given, out: Path, align: int = 4096, align_from: int = 65536) -> bytes:
+def check_against_oracle(
+    given: Given, out: Path, align: int = 4096, align_from: int = 65536, direct_from: int = 1 << 62
+) -> bytes:
     """Write with the kernel; hold tar, digest and every record against the oracle. Gives the tar."""
     expected, offsets = write_slowly(given.items, align, align_from)
-    tar, size_bytes, digest = given.write(out, align_bytes=align, align_from_bytes=align_from)
+    tar, size_bytes, digest = given.write(
+        out, align_bytes=align, align_from_bytes=align_from, direct_from_bytes=direct_from
+    )
     if tar != expected:
         differ = (at for at, (x, y) in enumerate(zip(tar, expected, strict=False)) if x != y)
         at = next(differ, min(len(tar), len(expected)))

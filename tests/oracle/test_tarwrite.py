@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import textwrap
 import threading
 import time
@@ -215,6 +217,36 @@ def test_more_than_the_ring(prepare: Prepare, tmp_path: Path) -> None:
     content = draw.randbytes(9 << 20)
     items = [Item(b"f%d" % at, FILE, content[at * 1000 :], kind=SOURCE_PATH) for at in range(4)]
     check_against_oracle(prepare(items), tmp_path / "tar")
+
+
+@pytest.mark.parametrize("tail", [0, 1, 511, 4096, 100_000])
+@pytest.mark.parametrize("count", [0, 1, 5, 9])
+def test_past_the_page_cache(prepare: Prepare, tmp_path: Path, count: int, tail: int) -> None:
+    """Whole slots and tails of every alignment, written with O_DIRECT where the file system has it."""
+    draw = random.Random(count * 7 + tail)
+    items = [Item(b"f%d" % at, FILE, draw.randbytes((2 << 20) + at), kind=SOURCE_PATH) for at in range(count)]
+    items.append(Item(b"g", FILE, draw.randbytes(tail)))
+    check_against_oracle(prepare(items), tmp_path / "tar", direct_from=0)
+
+
+def test_past_the_page_cache_leaves_the_descriptor_as_it_was(tmp_path: Path) -> None:
+    given = make_table(many_files(10), tmp_path / "source")
+    with open(tmp_path / "tar", "wb", buffering=0) as out:
+        before = fcntl.fcntl(out, fcntl.F_GETFL)
+        tarwrite.write(
+            out.fileno(), given.records, given.table.heap, given.sources, hashlib.sha256, blake3, direct_from_bytes=1
+        )
+        assert fcntl.fcntl(out, fcntl.F_GETFL) == before
+    given.close()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="/dev/shm is not there")
+def test_past_the_page_cache_where_there_is_nothing_else(tmp_path: Path) -> None:
+    """A tmpfs is page cache: direct writes are refused or ignored, by the kernel's age."""
+    given = make_table(many_files(10), tmp_path / "source")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        check_against_oracle(given, Path(folder) / "tar", direct_from=0)
+    given.close()
 
 
 @pytest.mark.parametrize("length", range(97, 104))
@@ -502,22 +534,30 @@ def test_a_source_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_full_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct_from_bytes", [0, 1 << 62])
+def test_a_full_device(tmp_path: Path, direct_from_bytes: int) -> None:
     given = make_table(many_files(), tmp_path / "source")
     with open("/dev/full", "wb", buffering=0) as out, pytest.raises(OSError) as caught:
-        tarwrite.write(out.fileno(), given.records, given.table.heap, given.sources, hashlib.sha256, blake3)
+        tarwrite.write(
+            out.fileno(), given.records, given.table.heap, given.sources, hashlib.sha256, blake3,
+            direct_from_bytes=direct_from_bytes,
+        )  # fmt: skip
     assert caught.value.errno == errno.ENOSPC
     given.close()
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_an_output_limit_on_the_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct_from_bytes", [0, 1 << 62])
+def test_an_output_limit_on_the_way(tmp_path: Path, direct_from_bytes: int) -> None:
     given = make_table(many_files(), tmp_path / "source")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((5 << 20) + 1000, before[1]))
     try:
         with open(tmp_path / "tar", "wb") as out, pytest.raises(OSError) as caught:
-            tarwrite.write(out.fileno(), given.records, given.table.heap, given.sources, hashlib.sha256, blake3)
+            tarwrite.write(
+                out.fileno(), given.records, given.table.heap, given.sources, hashlib.sha256, blake3,
+                direct_from_bytes=direct_from_bytes,
+            )  # fmt: skip
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         given.close()
