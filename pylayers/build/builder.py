@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,6 +153,8 @@ def run_stages(session: BuildSession, plan: Plan) -> None:
         return
     from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+    from pylayers.container.termination import terminable
+
     waiting = {planned.stage.index: planned for planned in plan.stages}
     running: dict[Future[StageState], PlannedStage] = {}
     failure: BaseException | None = None
@@ -184,26 +183,6 @@ def run_stages(session: BuildSession, plan: Plan) -> None:
                     session.cancel()
     if failure is not None:
         raise failure
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Turn a SIGTERM that nobody handles into an exception, so that commands in other threads are ended first."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-
-    def interrupt(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def finish(session: BuildSession, state: StageState, references: list[Reference], started: float) -> BuildResult:

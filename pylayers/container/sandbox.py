@@ -7,9 +7,7 @@ import os
 import secrets
 import select
 import shutil
-import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from pylayers.container.network import write_network_files
 from pylayers.container.runtime import Runtime
 from pylayers.container.spec import build_config
 from pylayers.container.stubs import Stubs
+from pylayers.container.termination import terminable
 from pylayers.errors import Conflict, ContainerError, translate_os_error
 from pylayers.snapshot import mount as snapshot_mount
 from pylayers.snapshot.snapshotter import Mount
@@ -182,7 +181,7 @@ class _Run:
         piped = self.output is not None and not terminal
         if terminal and stdin_fd is None:
             stdin_fd = 0
-        with _terminations():
+        with terminable():
             child = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL if stdin_fd is None else stdin_fd,
@@ -254,23 +253,3 @@ class _Run:
         if child.poll() is None:
             child.kill()
         child.wait(timeout=KILL_WAIT_SECONDS)
-
-
-@contextlib.contextmanager
-def _terminations() -> Iterator[None]:
-    """Turn a SIGTERM that nobody handles into an exception, so that the container is taken down before we end."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-
-    def interrupt(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pylayers.build.builder import choose_platform_of
-from pylayers.build.configure import configure, write_history
-from pylayers.build.state import StageState, Trees
-from pylayers.dockerfile.parse import parse_instruction
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
 from pylayers.image.view import Image, find_image, load_image
@@ -20,7 +16,9 @@ from pylayers.oci.reference import Reference
 from pylayers.record import replace
 
 if TYPE_CHECKING:
+    from pylayers.build.state import StageState
     from pylayers.engine import Engine
+    from pylayers.oci.platform import Platform
 
 Names = list[str]
 EPOCH = "1970-01-01T00:00:00Z"
@@ -73,11 +71,13 @@ class ImageActions:
         changes are Dockerfile instructions (CMD, ENV, …) that set its configuration. Raises NotFound, InvalidInput,
         IntegrityError with the byte offset of what is malformed.
         """
+        from pylayers.build.configure import write_history
+        from pylayers.build.state import StageState
         from pylayers.transfer.rootfs import import_layer
 
         store = self._engine.store
         name = None if reference is None else Reference.parse(reference).with_default_tag()
-        state = apply_changes(StageState(choose_platform_of(())), changes)
+        state = apply_changes(StageState(this_platform()), changes)
         with store.lease("import"):
             layer = import_layer(store, source)
             shown = str(source) if isinstance(source, Path) else "-"
@@ -88,6 +88,8 @@ class ImageActions:
             return self._store(state, name)
 
     def _store(self, state: StageState, name: Reference | None) -> Image:
+        from pylayers.build.state import Trees
+
         store = self._engine.store
         trees = Trees(store)
         trees.record(state.diff_ids)
@@ -195,6 +197,7 @@ class ImageActions:
         changes: Sequence[str] = (),
     ) -> Image:
         """Make an image from a container's image and what the container changed."""
+        from pylayers.build.configure import write_history
         from pylayers.diff.write import write_layer
 
         engine = self._engine
@@ -236,8 +239,16 @@ class ImageActions:
         return directory
 
 
+def this_platform() -> Platform:
+    """Return the platform of this machine."""
+    from pylayers.oci.platform import Platform
+
+    return Platform.from_machine(os.uname().machine)
+
+
 def state_of(image: Image) -> StageState:
     """Return an image as a state that can be changed."""
+    from pylayers.build.state import StageState
     from pylayers.oci.platform import Platform
 
     config = image.config
@@ -253,6 +264,9 @@ def state_of(image: Image) -> StageState:
 
 def apply_changes(state: StageState, changes: Sequence[str]) -> StageState:
     """Apply --change instructions to a configuration. Raises InvalidInput for one that isn't allowed there."""
+    from pylayers.build.configure import configure
+    from pylayers.dockerfile.parse import parse_instruction
+
     for number, text in enumerate(changes, 1):
         instruction = parse_instruction(text, "--change", number)
         if instruction.name not in CHANGE_INSTRUCTIONS:

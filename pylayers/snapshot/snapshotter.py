@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pylayers.store.layer import Layer
+if TYPE_CHECKING:
+    from pylayers.store.layer import Layer
 
 
 class SnapshotKind(Enum):

@@ -14,7 +14,7 @@ from pylayers.oci.digest import is_digest
 from pylayers.store.database import Database
 from pylayers.store.entry import EntryTable
 from pylayers.store.file import remove_file, remove_tree, sync_directory
-from pylayers.store.holder import ContainerRecord, Containers, VolumeRecord, Volumes
+from pylayers.store.holder import ContainerRecord, Containers
 from pylayers.store.metadata import Chains, ImageRecord, Images, References
 from pylayers.store.mirror import Mirror
 
@@ -112,9 +112,7 @@ def _reindex(store: Store, diff_id: str) -> bool:
 
 def _mirrors(store: Store) -> tuple[Mirror, ...]:
     metadata = store.metadata
-    return (
-        metadata.references.mirror, metadata.images.mirror, metadata.volumes.mirror, metadata.containers.mirror
-    )
+    return metadata.references.mirror, metadata.images.mirror, metadata.containers.mirror
 
 
 def _check_mirrors(store: Store, repair: bool) -> Iterator[Problem]:
@@ -125,8 +123,6 @@ def _check_mirrors(store: Store, repair: bool) -> Iterator[Problem]:
         expected[metadata.references.mirror.path(name)] = lambda n=name, d=digest: metadata.references.set(n, d)  # type: ignore[misc]
     for image in metadata.images.walk():
         expected[metadata.images.mirror.path(image.digest)] = lambda r=image: metadata.images.add(r)  # type: ignore[misc]
-    for volume in metadata.volumes.walk():
-        expected[metadata.volumes.mirror.path(volume.name)] = lambda r=volume: metadata.volumes.save(r)  # type: ignore[misc]
     for container in metadata.containers.walk():
         expected[metadata.containers.mirror.path(container.id)] = lambda r=container: metadata.containers.save(r)  # type: ignore[misc]
     found = {path: fields for mirror in _mirrors(store) for path, fields in mirror.walk()}
@@ -166,10 +162,11 @@ def _check_images(store: Store) -> Iterator[Problem]:
 
 def _check_steps(store: Store, repair: bool) -> Iterator[Problem]:
     for step in store.metadata.steps.walk():
-        if step.diff_id is not None and not store.layers.exists(step.diff_id):
+        missing = [diff_id for diff_id in step.diff_ids if not store.layers.exists(diff_id)]
+        if missing:
             if repair:
                 store.metadata.steps.delete(step.key)
-            yield Problem("step", step.key, f"its layer {step.diff_id} is missing", repair)
+            yield Problem("step", step.key, f"its layer {missing[0]} is missing", repair)
 
 
 def rebuild(store: Store) -> None:
@@ -184,7 +181,6 @@ def rebuild(store: Store) -> None:
         with fresh.write():
             _restore(metadata.references.mirror, lambda row: _restore_reference(fresh, metadata.references.mirror, row))
             _restore(metadata.images.mirror, lambda row: _restore_image(fresh, metadata.images.mirror, row))
-            _restore(metadata.volumes.mirror, lambda row: _restore_volume(fresh, metadata.volumes.mirror, row))
             _restore(
                 metadata.containers.mirror, lambda row: _restore_container(fresh, metadata.containers.mirror, row)
             )
@@ -224,18 +220,6 @@ def _restore_image(database: Database, mirror: Mirror, row: Fields) -> None:
     Images(database, mirror).add(record)
     if record.diff_ids:
         Chains(database).add_stack(record.diff_ids)
-
-
-def _restore_volume(database: Database, mirror: Mirror, row: Fields) -> None:
-    Volumes(database, mirror).save(
-        VolumeRecord(
-            name=row.required_text("name"),
-            driver=row.required_text("driver"),
-            labels=row.text_map("labels"),
-            created_ns=row.integer("created_ns"),
-            anonymous=row.boolean("anonymous"),
-        )
-    )
 
 
 def _restore_container(database: Database, mirror: Mirror, row: Fields) -> None:

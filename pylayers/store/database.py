@@ -53,6 +53,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
            chain_id TEXT, created_ns INTEGER NOT NULL) WITHOUT ROWID""",
         "CREATE INDEX container_image ON container(image_digest)",
     ),
+    # A volume's own volume.json says all that is known of it; the table was never written.
+    ("DROP TABLE volume",),
+    # A step may make several layers: those under its diff_id, separated by blanks.
+    ("ALTER TABLE step ADD COLUMN below TEXT NOT NULL DEFAULT ''",),
 )
 
 Rows = list[tuple[Any, ...]]

@@ -1,25 +1,14 @@
-"""The relations of volumes and containers."""
+"""The relation of containers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pylayers.errors import AlreadyExists, Conflict, NotFound
-from pylayers.record import field, record, replace
+from pylayers.record import record, replace
 from pylayers.store.database import Database
 from pylayers.store.mirror import Mirror
-
-
-@record
-class VolumeRecord:
-    """Describe a volume; an anonymous one goes with its container."""
-
-    name: str
-    driver: str = "local"
-    labels: Mapping[str, str] = field(default_factory=dict)
-    created_ns: int = 0
-    anonymous: bool = False
 
 
 @record
@@ -31,65 +20,6 @@ class ContainerRecord:
     image_digest: str | None
     chain_id: str | None
     created_ns: int = 0
-
-
-class Volumes:
-    """Keep volumes by name."""
-
-    def __init__(self, database: Database, mirror: Mirror) -> None:
-        self._database = database
-        self.mirror = mirror
-
-    def add(self, record: VolumeRecord) -> None:
-        """Add a volume; durable on return. Raises AlreadyExists."""
-        with self._database.write():
-            if self.get(record.name) is not None:
-                raise AlreadyExists(f"volume {record.name!r} already exists")
-            self.save(record)
-
-    def save(self, record: VolumeRecord) -> None:
-        """Add or replace a volume's record."""
-        from pylayers.oci.document import encode
-
-        row = {
-            "name": record.name,
-            "driver": record.driver,
-            "labels": dict(record.labels),
-            "created_ns": record.created_ns,
-            "anonymous": record.anonymous,
-        }
-        labels = encode(row["labels"]).decode()
-        with self._database.write() as connection:
-            self.mirror.write(record.name, row)
-            connection.execute(
-                "INSERT OR REPLACE INTO volume VALUES(?, ?, ?, ?, ?)",
-                (record.name, record.driver, labels, record.created_ns, int(record.anonymous)),
-            )
-
-    def _load(self, where: str, values: tuple[object, ...] = ()) -> list[VolumeRecord]:
-        import json
-
-        rows = self._database.read(
-            f"SELECT name, driver, labels, created_ns, anonymous FROM volume {where}", values  # noqa: S608
-        )
-        return [VolumeRecord(row[0], row[1], json.loads(row[2]), row[3], bool(row[4])) for row in rows]
-
-    def get(self, name: str) -> VolumeRecord | None:
-        """Return a volume."""
-        found = self._load("WHERE name=?", (name,))
-        return found[0] if found else None
-
-    def delete(self, name: str) -> None:
-        """Forget a volume; its data is the caller's to remove. Raises NotFound."""
-        with self._database.write() as connection:
-            if self.get(name) is None:
-                raise NotFound(f"volume {name!r} does not exist", hint="list the volumes with: pylayers volume ls")
-            self.mirror.remove(name)
-            connection.execute("DELETE FROM volume WHERE name=?", (name,))
-
-    def walk(self) -> Iterator[VolumeRecord]:
-        """Yield every volume, sorted by name."""
-        yield from self._load("ORDER BY name")
 
 
 class Containers:

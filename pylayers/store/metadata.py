@@ -1,4 +1,4 @@
-"""The relations of the store: references, images and chains here; steps, leases, volumes and containers beside it."""
+"""The relations of the store: references, images and chains here; steps, leases and containers beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pylayers.oci.chain import extend_chain
 from pylayers.oci.digest import check_digest, is_digest
 from pylayers.record import field, record
 from pylayers.store.database import Database
-from pylayers.store.holder import ContainerRecord, Containers, VolumeRecord, Volumes
+from pylayers.store.holder import ContainerRecord, Containers
 from pylayers.store.lease import Leases
 from pylayers.store.mirror import Mirror
 from pylayers.store.step import StepRecord, Steps
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pylayers.store.workspace import Workspace
 
-__all__ = ["ChainRecord", "ContainerRecord", "ImageRecord", "Metadata", "StepRecord", "VolumeRecord"]
+__all__ = ["ChainRecord", "ContainerRecord", "ImageRecord", "Metadata", "StepRecord"]
 
 
 @record
@@ -247,7 +247,6 @@ class Metadata:
         self.chains = Chains(self.database)
         self.steps = Steps(self.database)
         self.leases = Leases(self.database, workspace)
-        self.volumes = Volumes(self.database, Mirror(directory / "volumes"))
         self.containers = Containers(self.database, Mirror(directory / "containers"))
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:

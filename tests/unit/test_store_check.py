@@ -10,7 +10,7 @@ from blake3 import blake3
 from pylayers.errors import Conflict, InvalidInput, PylayersError, Unsupported
 from pylayers.store import Store
 from pylayers.store.entry import FLAG_HASHED
-from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord, VolumeRecord
+from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
 from pylayers.store.store import FOLDERS
 from tests.unit.store_sample import add_layer, digest, make_table, make_tar
 
@@ -123,12 +123,13 @@ def test_mirrors_follow_the_database(store: Store) -> None:
     manifest = store.blobs.put(b"{}")
     store.metadata.references.set("docker.io/library/a:b", manifest)
     store.metadata.references.set("docker.io/library/c:d", manifest)
-    store.metadata.volumes.add(VolumeRecord("v"))
+    container = ContainerRecord("ab" * 32, "c", manifest, None, 9)
+    store.metadata.containers.add(container)
     references = store.metadata.references.mirror
     references.path("docker.io/library/a:b").unlink()
     references.write("docker.io/library/c:d", {"name": "docker.io/library/c:d", "digest": digest(b"old")})
     references.write("docker.io/library/gone:1", {"name": "docker.io/library/gone:1", "digest": manifest})
-    store.metadata.volumes.mirror.path("v").write_bytes(b"{torn")
+    store.metadata.containers.mirror.path(container.id).write_bytes(b"{torn")
     (references.directory / ".left-behind").write_bytes(b"")
     assert sorted(kinds(store)) == [("file", False)] + [("record", False)] * 4
     assert all(repaired for _, repaired in kinds(store, repair=True))
@@ -138,7 +139,7 @@ def test_mirrors_follow_the_database(store: Store) -> None:
         "docker.io/library/a:b": manifest,
         "docker.io/library/c:d": manifest,
     }
-    assert store.metadata.volumes.get("v") == VolumeRecord("v")
+    assert store.metadata.containers.get(container.id) == container
 
 
 def test_rebuild_brings_back_all_but_the_cache(store: Store) -> None:
@@ -150,11 +151,10 @@ def test_rebuild_brings_back_all_but_the_cache(store: Store) -> None:
     chain_id = metadata.chains.add_stack([layer.diff_id])
     metadata.containers.add(ContainerRecord("ab" * 32, "c", manifest, chain_id, 9))
     metadata.containers.rename("ab" * 32, "renamed")
-    metadata.volumes.add(VolumeRecord("v", "local", {"a": "b"}, 7, True))
     metadata.steps.put(StepRecord(key="k", partial_key="p", kind="run", diff_id=layer.diff_id))
 
     def everything() -> list[object]:
-        walks = (metadata.references, metadata.images, metadata.containers, metadata.volumes, metadata.chains)
+        walks = (metadata.references, metadata.images, metadata.containers, metadata.chains)
         return [list(relation.walk()) for relation in walks]  # type: ignore[attr-defined]
 
     before = everything()

@@ -9,7 +9,8 @@ import pytest
 from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInput, NotFound, Unsupported
 from pylayers.oci.chain import chain_ids
 from pylayers.store import Store
-from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord, VolumeRecord
+from pylayers.store.database import MIGRATIONS, Database
+from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
 from tests.unit.store_sample import digest
 
 A, B, C = digest(b"a"), digest(b"b"), digest(b"c")
@@ -123,19 +124,6 @@ def test_touch_within_the_hour_writes_nothing(store: Store) -> None:
     other.close()
 
 
-def test_volumes(store: Store) -> None:
-    volumes = store.metadata.volumes
-    record = VolumeRecord("v", "local", {"a": "ü"}, 5, True)
-    volumes.add(record)
-    assert volumes.get("v") == record
-    with pytest.raises(AlreadyExists):
-        volumes.add(record)
-    assert list(volumes.walk()) == [record]
-    volumes.delete("v")
-    with pytest.raises(NotFound):
-        volumes.delete("v")
-
-
 def test_containers(store: Store) -> None:
     containers = store.metadata.containers
     one = ContainerRecord("ab" * 32, "one", A, B, 1)
@@ -207,6 +195,31 @@ def test_database_settings_and_versions(store: Store) -> None:
     database.close()
     with pytest.raises(Unsupported, match="schema version 99"):
         store.metadata.references.get("x")
+
+
+def test_a_root_of_the_first_schema_is_brought_up_to_date(store: Store, tmp_path: Path) -> None:
+    store.metadata.references.set("n", A)
+    fresh = dict(store.metadata.database.read("SELECT name, sql FROM sqlite_master"))
+    store.metadata.close()
+    old = tmp_path / "old.db"
+    with sqlite3.connect(old) as connection:
+        for statement in MIGRATIONS[0]:
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version=1")
+        connection.execute("INSERT INTO reference VALUES('kept', ?)", (A,))
+        connection.execute("INSERT INTO volume VALUES('v', 'local', '{}', 1, 0)")
+    connection.close()
+    database = Database(old)
+    assert database.read("SELECT * FROM reference") == [("kept", A)]
+    assert dict(database.read("SELECT name, sql FROM sqlite_master")) == fresh
+    assert database.read("PRAGMA user_version") == [(len(MIGRATIONS),)]
+    assert database.check() == []
+    database.close()
+
+
+def test_tables_are_those_that_something_keeps_rows_in(store: Store) -> None:
+    tables = {row[0] for row in store.metadata.database.read("SELECT name FROM sqlite_master WHERE type='table'")}
+    assert tables == {"reference", "image", "image_layer", "chain", "step", "lease", "lease_item", "container"}
 
 
 def test_a_damaged_database_is_named(store: Store) -> None:
