@@ -278,13 +278,17 @@ class LocalSource:
         if selector.partial:
             records = drop_hollow(records, heap, selector)
         records = drop_sockets(records)
-        unknown: bytes | None
-        if known is not None and walk.same(records, heap, known.records, known.heap, known.trusted_before_ns):
-            unknown = None
-        else:
-            if known is not None:
-                unknown = walk.recall(records, heap, known.records, known.heap, known.trusted_before_ns)
+        unknown: bytes | None = b""
+        if known is not None:
+            stored = (known.records, known.heap, known.trusted_before_ns)
+            try:
+                unknown = None if walk.same(records, heap, *stored) else walk.recall(records, heap, *stored)
+            except ValueError:  # what is stored reaches beyond its own heap: damaged, so nothing is known
+                known, count = None, len(records) // ENTRY_SIZE_BYTES
+                unknown = struct.pack(f"={count}I", *range(count))
+            if unknown is not None:
                 walk.read_xattrs(root_fd, records, heap, unknown)
+        if unknown is not None:
             drop_host_xattrs(records, heap)
             unknown = unhashed_rows(records)
         table = EntryTable(records, heap)
