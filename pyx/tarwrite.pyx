@@ -9,7 +9,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EINVAL, EIO, ESTALE, errno
+from libc.errno cimport ESTALE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strerror
@@ -18,6 +18,7 @@ from entry cimport FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, FLAG_WHITEOUT, entry
 from tarcheck cimport SOURCE_PATH, find_fault, find_target, in_heap, is_data, source_t, table_t
 from tarheader cimport BLOCK, PAX_LIMIT
 from tarlayout cimport read_stage
+from taroutput cimport PAGE, enter_direct, write_stage
 from tarring cimport (
     FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGE_WRITE, STAGES,
     await_filled, job_t, pthread_cond_destroy, pthread_cond_init, pthread_mutex_destroy, pthread_mutex_init, stop,
@@ -36,21 +37,8 @@ cdef extern from "<signal.h>" nogil:
     int pthread_sigmask(int, const sigset_t*, sigset_t*)
     int SIG_SETMASK
 
-cdef extern from "<fcntl.h>" nogil:
-    int fcntl(int, int, ...)
-    int F_GETFL, F_SETFL
-    int O_DIRECT
-    int sync_file_range(int, int64_t, int64_t, unsigned int)
-    unsigned int SYNC_FILE_RANGE_WRITE
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pwrite(int, const void*, size_t, int64_t)
-
 cdef enum:
-    PAGE = 4096
     SHA256_SLOTS = 4          # at most so many per update: fewer trips through the GIL, but space comes back soon
-    FLUSH_SLOTS = 16
-    WRITE_SLOTS = 4           # at most so many per write
     ALIGN_LIMIT = 65536
 
 
@@ -60,55 +48,6 @@ DIRECT_NEVER = (1 << 63) - 1
 class SourceChanged(OSError):
     """A source file's size is not the record's any more; filename names it."""
 
-
-cdef inline void leave_direct(job_t* job) noexcept nogil:
-    """Go back to the page cache: for a tail that is no whole page, and for file systems that refuse direct writes."""
-    fcntl(job.out_fd, F_SETFL, fcntl(job.out_fd, F_GETFL) & ~O_DIRECT)
-    job.direct = False
-
-
-cdef void* write_stage(void* given) noexcept nogil:
-    cdef job_t* job = <job_t*>given
-    cdef uint64_t done = 0, filled, first
-    cdef size_t at, length
-    cdef ssize_t count
-    while True:
-        filled = await_filled(job, STAGE_WRITE, done)
-        if filled == done:
-            break
-        first = done % SLOTS
-        filled = min(filled - done, <uint64_t>WRITE_SLOTS, SLOTS - first)   # contiguous, and only the last can be short
-        at = 0
-        length = (filled - 1) * SLOT_BYTES + job.length[first + filled - 1]
-        while at < length:
-            if job.direct and length - at < PAGE:
-                leave_direct(job)
-            count = pwrite(
-                job.out_fd, job.base + first * SLOT_BYTES + at,
-                (length - at) & ~<size_t>(PAGE - 1) if job.direct else length - at,
-                <int64_t>(done * SLOT_BYTES + at),
-            )
-            if count <= 0:
-                if count < 0 and errno == EINTR:
-                    continue
-                if count < 0 and errno == EINVAL and job.direct:
-                    leave_direct(job)
-                    continue
-                stop(job, FAILED_OUTPUT, errno if count < 0 else EIO, 0)
-                return NULL
-            at += <size_t>count
-            if job.direct and at % PAGE:
-                leave_direct(job)      # a short write: what follows is not aligned any more
-        done += filled
-        if not job.direct and done // FLUSH_SLOTS != (done - filled) // FLUSH_SLOTS:
-            # A hint whose result does not matter: the disk starts early, so that the caller's fsync finds little left.
-            at = FLUSH_SLOTS * SLOT_BYTES
-            sync_file_range(
-                job.out_fd, <int64_t>((done // FLUSH_SLOTS - 1) * at), <int64_t>at, SYNC_FILE_RANGE_WRITE
-            )
-    if job.direct:
-        leave_direct(job)
-    return NULL
 
 cdef void* blake3_stage(void* given) noexcept with gil:
     cdef _Pipeline pipeline = <_Pipeline>given
@@ -350,8 +289,7 @@ def write(
         raise ValueError("align_bytes must be a multiple of 512 up to 65536, align_from_bytes not negative")
     pipeline.check(align_bytes, align_from_bytes, direct_from_bytes)
     pipeline.job.out_fd = out_fd
-    if pipeline.job.direct and fcntl(out_fd, F_SETFL, fcntl(out_fd, F_GETFL) | O_DIRECT) < 0:
-        pipeline.job.direct = False
+    enter_direct(&pipeline.job)
     digest = sha256()
     pipeline.run(digest)
     with nogil:

@@ -1,4 +1,4 @@
-"""Kinds of verbs: those that end in a container's command line, and leave with docker's exit codes."""
+"""What verbs share: --format, and kinds of verbs that leave with docker's exit codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import click
 from pylayers.errors import ContainerError, PylayersError
 
 CONTAINER_USAGE_EXIT_CODE = 125
+
+format_option = click.option(
+    "--format", "form", metavar="FORMAT", help="'table', 'json' or a template such as '{{.ID}}'."
+)
 
 
 class ContainerCommand(click.Command):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pylayers.cli.command import format_option
 from pylayers.cli.failure import perform_each
 from pylayers.cli.form import (
     clip,
     confirm,
-    format_option,
     print_rows,
     read_moment,
     show_ago,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pylayers.cli.form import format_option, print_one, print_rows
+from pylayers.cli.command import format_option
+from pylayers.cli.form import print_one, print_rows
 from pylayers.cli.session import Session
 from pylayers.errors import DriverError, InvalidInput
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 if TYPE_CHECKING:
     from typing import TextIO
+
+    from click import UsageError
 
     from pylayers.errors import BuildError
 
@@ -34,9 +34,12 @@ def run(arguments: Sequence[str]) -> int:
         discard(sys.stdout)
         discard(sys.stderr)
         return BROKEN_PIPE_EXIT_CODE
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         return INTERRUPT_EXIT_CODE
     except Exception as error:
+        click = sys.modules.get("click")  # not imported for a plain `build`, whose errors are none of click's
+        if click is not None and isinstance(error, click.Abort):
+            return INTERRUPT_EXIT_CODE
         try:
             return report(error, debug=wants_debug(arguments))
         except BrokenPipeError:
@@ -46,6 +49,19 @@ def run(arguments: Sequence[str]) -> int:
 
 def perform(arguments: list[str]) -> int:
     """Find the verb and run it."""
+    if "build" in arguments and COMPLETE_VARIABLE not in os.environ:
+        from pylayers.cli.buildline import read_line
+
+        plain = read_line(arguments)
+        if plain is not None:
+            from pylayers.cli.build import build
+            from pylayers.cli.session import Session
+
+            given, values = plain
+            build(Session(given.get("root"), given.get("driver"), given.get("runtime")), **values)
+            return 0
+    import click
+
     from pylayers.cli.group import root
 
     if COMPLETE_VARIABLE in os.environ:
@@ -63,7 +79,7 @@ def perform(arguments: list[str]) -> int:
 
 def wants_debug(arguments: Iterable[str]) -> bool:
     """Tell whether --debug stands before the verb."""
-    from pylayers.cli.group import GLOBAL_VALUES
+    from pylayers.cli.buildline import GLOBALS
 
     words = iter(arguments)
     for word in words:
@@ -71,7 +87,7 @@ def wants_debug(arguments: Iterable[str]) -> bool:
             return True
         if not word.startswith("-"):
             return False
-        if word in GLOBAL_VALUES:
+        if word in GLOBALS:
             next(words, None)
     return False
 
@@ -84,11 +100,12 @@ def report(error: Exception, *, debug: bool = False) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, click.UsageError):
+    click = sys.modules.get("click")
+    if click is not None and isinstance(error, click.UsageError):
         return report_usage(error)
-    if isinstance(error, click.ClickException):
+    if click is not None and isinstance(error, click.ClickException):
         say(error.format_message(), None)
-        return error.exit_code
+        return int(error.exit_code)
     if isinstance(error, OSError):
         error = translate_os_error(error, "unexpected failure")
     if isinstance(error, UnicodeEncodeError):
@@ -104,7 +121,7 @@ def report(error: Exception, *, debug: bool = False) -> int:
     return 1
 
 
-def report_usage(error: click.UsageError) -> int:
+def report_usage(error: UsageError) -> int:
     """Tell a wrong command line in one line."""
     context = error.ctx
     path = PROGRAM if context is None else context.command_path

@@ -9,18 +9,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import click
-
 from pylayers.errors import InvalidInput, PylayersError
 
 GAP = "   "
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _FIELD = re.compile(r"\{\{\s*(json\s+)?(\.[A-Za-z0-9_.]*)\s*\}\}")
 _ESCAPES = {"\\t": "\t", "\\n": "\n"}
-
-format_option = click.option(
-    "--format", "form", metavar="FORMAT", help="'table', 'json' or a template such as '{{.ID}}'."
-)
 
 
 def print_rows(titles: Sequence[str], rows: Sequence[dict[str, Any]], form: str | None = None) -> None:

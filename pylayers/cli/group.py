@@ -9,8 +9,6 @@ import click
 
 from pylayers.cli.session import Session
 
-GLOBAL_VALUES = ("--root", "--driver", "--runtime")
-
 
 class Verb:
     """Say where a verb lives: module of pylayers.cli and attribute. No dataclass: those cost milliseconds to import."""
@@ -24,7 +22,7 @@ class Verb:
 
 
 IMAGE = {
-    "build": Verb("build", "build", "Build an image from a Dockerfile"),
+    "build": Verb("buildcommand", "build", "Build an image from a Dockerfile"),
     "history": Verb("image", "history", "Show the steps of an image"),
     "import": Verb("image", "import_", "Make an image from a root file system's tar"),
     "inspect": Verb("inspect", "inspect_image", "Show everything known of images"),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pylayers.cli.command import format_option
 from pylayers.cli.form import (
     clip,
     confirm,
-    format_option,
     print_rows,
     read_moment,
     shorten,

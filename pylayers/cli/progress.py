@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 
 from pylayers.build.event import (
@@ -21,6 +20,7 @@ from pylayers.build.event import (
 )
 from pylayers.cli.failure import discard, printable
 from pylayers.cli.form import show_size
+from pylayers.record import field, record
 
 if TYPE_CHECKING:
     from pylayers.build.event import BuildResult
@@ -111,7 +111,7 @@ class Writer:
             discard(self._stream)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class LineSplitter:
     """Cut a stream's output into lines; the rest waits for its end."""
 
@@ -142,7 +142,7 @@ class QuietProgress:
         """Show nothing."""
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class PlainStep:
     """What plain progress knows of one step."""
 

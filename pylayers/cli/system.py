@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pylayers.cli.form import confirm, format_option, print_one, print_rows, shorten, show_size, write_table
+from pylayers.cli.command import format_option
+from pylayers.cli.form import confirm, print_one, print_rows, shorten, show_size, write_table
 from pylayers.cli.session import Session
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from pylayers.cli.command import format_option
 from pylayers.cli.failure import perform_each
-from pylayers.cli.form import confirm, format_option, print_rows, read_pairs, show_size
+from pylayers.cli.form import confirm, print_rows, read_pairs, show_size
 from pylayers.cli.inspect import describe_volume, form_option, names_argument, show
 from pylayers.cli.session import Session
 from pylayers.errors import Unsupported
