@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from pylayers.record import record
+from pylayers.record import field, record
 from pylayers.store import Store
 from pylayers.store.metadata import StepRecord
 
 
 @record
 class CachedStep:
-    """What a step made: a layer, or nothing (`diff_id` None) where it left the tree as it was."""
+    """What a step made: a layer (or several), or nothing (`diff_id` None) where it left the tree as it was."""
 
     diff_id: str | None
     size_bytes: int
     chain_id: str | None = None  # where the layer was made: a prune keeps that chain's snapshot for the next RUN
+    below: tuple[str, ...] = ()  # further layers of the step, under diff_id, lowest first
+    inputs: Any = field(default_factory=dict, compare=False)  # JSON: what the step was made from (build/fact.py)
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """Return every layer the step made, lowest first."""
+        return () if self.diff_id is None else (*self.below, self.diff_id)
 
 
 class BuildCache(Protocol):
@@ -45,7 +52,9 @@ class LocalCache:
     def lookup(self, key: str) -> CachedStep | None:
         """Return what a key led to; its layer may be collected until it is held, see BuildSession.reuse."""
         found = self._store.metadata.steps.get(key)
-        return None if found is None else CachedStep(found.diff_id, found.size_bytes, found.chain_id)
+        if found is None:
+            return None
+        return CachedStep(found.diff_id, found.size_bytes, found.chain_id, found.below, found.inputs)
 
     def expects(self, partial_key: str) -> bool:
         """Tell whether any step with this partial key was ever recorded."""
@@ -65,6 +74,8 @@ class LocalCache:
                 created_ns=now_ns,
                 last_used_ns=now_ns,
                 instruction=instruction,
+                inputs=step.inputs,
+                below=step.below,
             )
         )
 

@@ -58,10 +58,10 @@ class BuildSession:
         found = None if self.options.no_cache else self.cache.lookup(key)
         if found is None:
             return None
-        if found.diff_id is not None:
+        for diff_id in found.diff_ids:
             # Held first and looked for afterwards: what exists then stays.
-            self.hold("layer", found.diff_id)
-            if not self.store.layers.exists(found.diff_id):
+            self.hold("layer", diff_id)
+            if not self.store.layers.exists(diff_id):
                 return None
         self.hits.append(key)
         return found

@@ -96,9 +96,10 @@ class StageBuilder:
 
     def layered(self, state: StageState, found: CachedStep, status: StepStatus, created_by: str) -> Outcome:
         """Return the state with a step's layer on top."""
-        if found.diff_id is not None:
-            state = replace(state, diff_ids=(*state.diff_ids, found.diff_id))
-        state = write_history(state, created_by, timestamp(self.session), empty_layer=found.diff_id is None)
+        state = replace(state, diff_ids=(*state.diff_ids, *found.diff_ids))
+        # The image format wants one line for each layer, and one for a step that made none.
+        for _ in found.diff_ids or (None,):
+            state = write_history(state, created_by, timestamp(self.session), empty_layer=found.diff_id is None)
         return Outcome(state, status, found.size_bytes, found.diff_id)
 
     def change_directory(self, state: StageState, instruction: df.Workdir) -> Outcome:

@@ -71,8 +71,7 @@ def mark(store: Store, *, keep_cache: bool) -> Reachable:
         if container.chain_id:
             wanted_chains.add(container.chain_id)
     for step in metadata.steps.walk() if keep_cache else ():
-        if step.diff_id:
-            reachable.layers.add(step.diff_id)
+        reachable.layers.update(step.diff_ids)
         if step.chain_id:
             wanted_chains.add(step.chain_id)
     for kind, name in metadata.leases.items():

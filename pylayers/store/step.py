@@ -14,7 +14,7 @@ TOUCH_AFTER_NS = 3600 * 10**9
 
 _COLUMNS = (
     "key, partial_key, kind, diff_id, chain_id, tree_digest, config_delta, size_bytes, created_ns, last_used_ns,"
-    " instruction, inputs"
+    " instruction, inputs, below"
 )
 
 
@@ -34,6 +34,12 @@ class StepRecord:
     last_used_ns: int = 0
     instruction: str = ""
     inputs: Any = field(default_factory=dict)  # any JSON value
+    below: tuple[str, ...] = ()  # diff_ids under diff_id, lowest first, of a step that made several layers
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """Return every layer the step made, lowest first."""
+        return self.below if self.diff_id is None else (*self.below, self.diff_id)
 
 
 class Steps:
@@ -49,7 +55,7 @@ class Steps:
         now_ns = time.time_ns()
 
         self._database.execute(
-            f"INSERT OR REPLACE INTO step({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO step({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 record.key,
                 record.partial_key,
@@ -63,6 +69,7 @@ class Steps:
                 record.last_used_ns or now_ns,
                 record.instruction,
                 encode(record.inputs).decode(),
+                " ".join(record.below),
             ),
             durable=False,
         )
@@ -71,7 +78,12 @@ class Steps:
         import json
 
         rows = self._database.read(f"SELECT {_COLUMNS} FROM step {where}", values)  # noqa: S608
-        return [StepRecord(*(*row[:6], json.loads(row[6]), *row[7:11], json.loads(row[11]))) for row in rows]
+        return [
+            StepRecord(
+                *(*row[:6], json.loads(row[6]), *row[7:11], json.loads(row[11]), tuple(row[12].split()))
+            )
+            for row in rows
+        ]
 
     def get(self, key: str) -> StepRecord | None:
         """Return a step; its last use is not noted, see touch."""
@@ -81,6 +93,10 @@ class Steps:
     def candidates(self, partial_key: str) -> list[StepRecord]:
         """Return the steps that differ from a key in their inputs' content only, latest use first."""
         return self._load("WHERE partial_key=? ORDER BY last_used_ns DESC, key", (partial_key,))
+
+    def of_kind(self, kind: str) -> list[StepRecord]:
+        """Return the steps of one kind, latest made or used first; looks at every row."""
+        return self._load("WHERE kind=? ORDER BY last_used_ns DESC, created_ns DESC, key", (kind,))
 
     def touch(self, keys: Sequence[str], now_ns: int) -> int:
         """Note that steps were used, if their noted use is over an hour old; return how many were written."""
