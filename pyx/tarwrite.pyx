@@ -10,7 +10,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ESTALE, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strerror
 
@@ -20,7 +20,7 @@ from tarheader cimport BLOCK, PAX_LIMIT
 from tarlayout cimport read_stage
 from taroutput cimport PAGE, enter_direct, write_stage
 from tarring cimport (
-    FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGE_WRITE, STAGES,
+    FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGES,
     await_filled, job_t, pthread_cond_destroy, pthread_cond_init, pthread_mutex_destroy, pthread_mutex_init, stop,
 )
 
@@ -281,8 +281,8 @@ def write(
 
     heap, sources and records are borrowed for the call; records gets header_offset, data_offset, blake3 and
     FLAG_HASHED, and its contents are undefined after an error. From direct_from_bytes of data on, the tar is written
-    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of 16 MiB. Starts three threads,
-    all joined before it returns or raises; the GIL is released around everything but the calls of the hashers.
+    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of 16 MiB.
+    Starts three threads, all joined before it returns or raises; the GIL is released around everything but the calls of the hashers.
     """
     cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
