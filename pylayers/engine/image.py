@@ -230,12 +230,12 @@ class ImageActions:
         return ChunkComparison(len(wanted), sum(wanted.values()), missing)
 
     def save_layout(self, name: str, directory: Path) -> Path:
-        """Write an image as an OCI image layout (hard links where the file system allows)."""
+        """Write an image as an OCI image layout; data blocks are shared where the file system can, never files."""
         from pylayers.transfer.layout import write_layout
+        from pylayers.transfer.save import bundle_images
 
         image = self.get(name)
-        tag = next(iter(image.references), "")
-        write_layout(self._engine.store, image, directory, tag)
+        write_layout(bundle_images(self._engine.store, [(image, image.references[:1])]), directory)
         return directory
 
 
