@@ -281,8 +281,9 @@ def write(
 
     heap, sources and records are borrowed for the call; records gets header_offset, data_offset, blake3 and
     FLAG_HASHED, and its contents are undefined after an error. From direct_from_bytes of data on, the tar is written
-    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of 16 MiB.
-    Starts three threads, all joined before it returns or raises; the GIL is released around everything but the calls of the hashers.
+    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of
+    16 MiB. Starts three threads, all joined before it returns or raises; the GIL is released around everything but
+    the calls of the hashers.
     """
     cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
