@@ -8,6 +8,8 @@ A case begins with `==== name`, goes on with `key: value` lines and then has sec
     refused: not found               both engines must refuse, and both messages must have these words (a, b: all)
     check:                           compare what --check finds
     environment: NAME=value          of the build command (repeatable)
+    labs: PATHS                      only frontends that must be fetched know this, so docker is not asked: pylayers must
+                                     make these paths, or refuse it: `labs: refused`
     -- Dockerfile                    also `-- file Dockerfile`
     -- file NAME [mode=0644] [uid=0] [gid=0] [mtime=SECONDS] [xattr.NAME=VALUE] [binary] [size=BYTES]
     -- dir NAME [mode=0755]          -- link NAME -> TARGET      -- hard NAME -> OTHER     -- fifo NAME
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DIRECTORY = Path(__file__).with_name("case")
-KEYS = ("option", "again", "refused", "check", "environment")
+KEYS = ("option", "again", "refused", "check", "environment", "labs")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Case:
     refused: tuple[str, ...] | None = None
     check: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    labs: str | None = None
     sections: tuple[Section, ...] = ()
     changes: tuple[Section, ...] = ()
 
@@ -106,6 +109,7 @@ def read_case(topic: str, text: str) -> Case:
         if given["refused"]
         else None,
         check=bool(given["check"]),
+        labs=given["labs"][0] if given["labs"] else None,
         environment=dict(value.split("=", 1) for value in given["environment"]),  # type: ignore[misc]
         sections=tuple(sections),
         changes=tuple(changes),
