@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pylayers.build.event import BuildWarning
-from pylayers.build.plan import PlannedStage
+from pylayers.build.plan import PlannedStage, parse_triggers
 from pylayers.build.session import BuildSession
 from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState
-from pylayers.errors import InvalidInput, NotFound, SourceSpan
+from pylayers.errors import InvalidInput, NotFound, SourceSpan, Unsupported
 from pylayers.image.view import load_image, resolve_reference
 from pylayers.oci.config import RunConfig
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
 from pylayers.record import replace
+
+if TYPE_CHECKING:
+    from pylayers.dockerfile.instructions import From, Instruction
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IMAGE_CONTEXT = "docker-image://"
@@ -23,36 +26,64 @@ ID_DIGITS = 12  # as many as images shows
 
 
 def resolve_base(session: BuildSession, planned: PlannedStage) -> StageState:
-    """Return the state that a stage starts from."""
+    """Return the state that a stage starts from; a PATH is always set."""
     base = planned.base
     if planned.base_stage is not None:
-        return replace(session.stages[planned.base_stage], arguments=(), cmd_set=False)
-    platform = Platform.parse(base.platform) if base.platform else session.platform
-    if base.image == "scratch":
-        return StageState(platform, config=RunConfig(env=(DEFAULT_PATH,), working_dir="/"))
-    return load_base(session, base.image, platform, base.span)
+        parent = session.stages[planned.base_stage]
+        # The image's own ENV counts again: an ARG that hid one of its variables does so only in its stage.
+        known = parent.config.environment()
+        arguments = tuple((name, known.get(name, value)) for name, value in parent.arguments)
+        return replace(parent, arguments=arguments, cmd_set=False)
+    state = session.bases.get(planned.stage.index)
+    if state is None:
+        name = planned.stage.name if planned.replaced and planned.stage.name else base.image
+        state = load_base(session, name, base_platform(session, base), base.span)
+    if "PATH" not in state.config.environment():
+        state = replace(state, config=replace(state.config, env=(*state.config.env, DEFAULT_PATH)))
+    return state
+
+
+def base_platform(session: BuildSession, base: From) -> Platform:
+    """Return the platform that a FROM asks for."""
+    return Platform.parse(base.platform) if base.platform else session.platform
+
+
+def read_base_triggers(session: BuildSession, index: int, base: From) -> Sequence[Instruction]:
+    """Load a stage's base image, keep it for the stage, and return its ONBUILD triggers."""
+    state = session.bases[index] = load_base(session, base.image, base_platform(session, base), base.span)
+    return parse_triggers(state.config.on_build, base) if state.config.on_build else ()
 
 
 def load_base(session: BuildSession, name: str, platform: Platform, span: SourceSpan) -> StageState:
-    """Return the state of an image, which must be in the store."""
-    given = session.options.contexts.get(name, "")
-    wanted = given.removeprefix(IMAGE_CONTEXT) if given.startswith(IMAGE_CONTEXT) else name
+    """Return the state of an image, which must be in the store, or of a named context."""
+    if name == "scratch":
+        return StageState(platform, config=RunConfig(env=(DEFAULT_PATH,), working_dir="/"))
+    wanted = name
+    if session.options.contexts:
+        from pylayers.build.namedcontext import context_key, load_context
+
+        given = {context_key(key): place for key, place in session.options.contexts.items()}.get(context_key(name))
+        if given is not None and not given.startswith(IMAGE_CONTEXT):
+            return load_context(session, given, platform, span)
+        wanted = name if given is None else given.removeprefix(IMAGE_CONTEXT)
+    if session.options.pull:
+        raise Unsupported(
+            f"--pull: {wanted} cannot be looked for in a registry yet", span=span, hint="build without --pull"
+        )
     digest = resolve_reference(session.store, read_name(session, wanted, span))
     if digest is None:
         # A name wins over an id; a short one is rather a name that is missing.
         by_id = session.store.metadata.images.find(wanted) if len(wanted) >= ID_DIGITS else None
         digest = None if by_id is None else by_id.digest
     if digest is None:
-        raise NotFound(
-            f"base image {wanted!r} is not in the store",
-            hint=f"bring one in with: pylayers import ROOTFS.tar {wanted.lower()}",
-            span=span,
-        )
+        raise missing_base(session, wanted, span)
     session.hold("blob", digest)
     image = load_image(session.store, digest)
     offered = Platform(image.config.os, image.config.architecture, image.config.variant)
     if platform.rank(offered) is None:
-        raise InvalidInput(f"{wanted} is for {offered}, and {platform} is wanted", span=span)
+        raise InvalidInput(
+            f"{wanted} is for {offered}, and {platform} is wanted", span=span, hint=f"build with --platform {offered}"
+        )
     for diff_id in image.config.diff_ids:
         session.hold("layer", diff_id)
     return StageState(
@@ -62,6 +93,19 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
         history=image.config.history,
         author=image.config.author,
         shell=image.config.config.shell or ("/bin/sh", "-c"),
+        base_count=len(image.config.diff_ids),
+    )
+
+
+def missing_base(session: BuildSession, wanted: str, span: SourceSpan) -> NotFound:
+    """Return the error for an image that isn't in the store; a stage's name that is nearly the same is told."""
+    from pylayers.dockerfile.suggest import suffix_suggestion
+
+    names = [name for name in session.stage_names.values() if name]
+    return NotFound(
+        f"base image {wanted!r} is not in the store{suffix_suggestion(wanted, names)}",
+        hint=f"bring one in with: pylayers import ROOTFS.tar {wanted.lower()}",
+        span=span,
     )
 
 
@@ -80,21 +124,17 @@ def read_name(session: BuildSession, wanted: str, span: SourceSpan) -> str:
 
 def open_local_context(session: BuildSession, name: str) -> LocalSource | None:
     """Return a named context that is a directory, or None."""
-    return session.contexts.get(name)
+    if not session.contexts:
+        return None
+    from pylayers.build.namedcontext import context_key
+
+    return session.contexts.get(context_key(name))
 
 
 def open_contexts(given: dict[str, str], cache_of: LocalSource) -> dict[str, LocalSource]:
-    """Open the named contexts that are directories. Raises NotFound for one that doesn't exist."""
-    found: dict[str, LocalSource] = {}
-    for name, value in given.items():
-        if value.startswith(IMAGE_CONTEXT):
-            continue
-        if "://" in value:
-            raise InvalidInput(
-                f"--build-context {name}={value}: only directories and {IMAGE_CONTEXT}REFERENCE are understood"
-            )
-        directory = Path(os.path.realpath(value))
-        if not directory.is_dir():
-            raise NotFound(f"--build-context {name}={value}: no such directory")
-        found[name] = LocalSource(directory, cache=cache_of.cache)
-    return found
+    """Open the named contexts. Raises NotFound for one that doesn't exist."""
+    if not given:
+        return {}
+    from pylayers.build import namedcontext
+
+    return namedcontext.open_contexts(given, cache_of)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pylayers.build.base import open_contexts
+from pylayers.build.base import open_contexts, read_base_triggers
 from pylayers.build.cache import BuildCache, LocalCache
 from pylayers.build.event import BuildFinished, BuildResult, BuildWarning, Subscriber
 from pylayers.build.plan import Plan, PlannedStage, make_plan
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pylayers.snapshot.snapshotter import Snapshotter
 
 DOCKERFILE_LIMIT_BYTES = 16 << 20
+EPOCH_ARGUMENT = "SOURCE_DATE_EPOCH"
 
 
 def build(
@@ -53,7 +54,7 @@ def build(
     refuse_unfinished(options)
     references = [Reference.parse(name).with_default_tag() for name in options.references]
     dockerfile, path = read_dockerfile(options)
-    plan = make_plan(dockerfile, dict(options.arguments), options.target)
+    options = read_epoch_argument(options)
     with store.lease("build") as lease:
         context = open_context(store, options, path)
         session = BuildSession(
@@ -61,18 +62,17 @@ def build(
             options=options,
             platform=choose_platform_of(options.platforms),
             trees=Trees(store, key_by_chain=options.key_by_chain),
-            cache=cache or LocalCache(store),
+            cache=open_cache(store, options, cache),
             context=context,
             contexts=open_contexts(dict(options.contexts), context),
             open_driver=open_driver,
             open_runtime=open_runtime,
             hold=lease.hold,
             subscriber=subscriber,
-            global_arguments=plan.global_arguments,
-            stage_names={planned.stage.index: planned.stage.name for planned in plan.stages},
         )
         try:
             warn(session, dockerfile)
+            plan = plan_session(session, dockerfile)
             run_stages(session, plan)
             result = finish(session, session.stages[plan.target], references, started)
         finally:
@@ -81,11 +81,52 @@ def build(
     return result
 
 
+def open_cache(store: Store, options: BuildOptions, given: BuildCache | None) -> BuildCache:
+    """Return the build cache, watched where steps are to be explained."""
+    cache = given or LocalCache(store)
+    if not options.explain:
+        return cache
+    from pylayers.build.explain import WatchedCache
+
+    return WatchedCache(cache, store)
+
+
+def plan_session(session: BuildSession, dockerfile: Dockerfile) -> Plan:
+    """Plan a build; base images are loaded for the triggers they may have, which may need further stages."""
+    session.stage_names.update({stage.index: stage.name for stage in dockerfile.stages})
+    plan = make_plan(
+        dockerfile,
+        session.options.arguments,
+        session.options.target,
+        platform=session.platform,
+        contexts=session.options.contexts,
+        read_triggers=lambda index, base: read_base_triggers(session, index, base),
+    )
+    session.global_arguments = plan.global_arguments
+    session.stage_names.clear()
+    session.stage_names.update({planned.stage.index: planned.stage.name for planned in plan.stages})
+    return plan
+
+
+def read_epoch_argument(options: BuildOptions) -> BuildOptions:
+    """Let SOURCE_DATE_EPOCH be one thing, as an argument of the build and as its time. Raises InvalidInput."""
+    given = options.arguments.get(EPOCH_ARGUMENT)
+    if given:
+        if not given.isascii() or not given.removeprefix("-").isdigit() or len(given) > 18:
+            raise InvalidInput(
+                f"invalid {EPOCH_ARGUMENT}: {given}", hint="give it in whole seconds since 1970, such as 1700000000"
+            )
+        return replace(options, source_date_epoch_s=int(given))
+    if options.source_date_epoch_s is None:
+        return options
+    return replace(options, arguments={**options.arguments, EPOCH_ARGUMENT: str(options.source_date_epoch_s)})
+
+
 def refuse_unfinished(options: BuildOptions) -> None:
     """Refuse by name what this version doesn't do yet."""
     for name in (
-        "no_cache_filter", "pull", "annotations", "secrets", "ssh", "add_hosts", "shm_size", "ulimits", "allow",
-        "outputs", "attestations", "split_layers", "rewrite_timestamp", "explain",
+        "annotations", "secrets", "ssh", "add_hosts", "shm_size", "ulimits", "allow",
+        "outputs", "attestations", "split_layers", "rewrite_timestamp",
     ):  # fmt: skip
         if getattr(options, name):
             raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")

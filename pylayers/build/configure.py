@@ -1,8 +1,7 @@
-"""The instructions that only change an image's configuration."""
+"""The instructions that only change an image's configuration, with BuildKit's words for the history."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from pylayers.build.state import StageState
@@ -12,7 +11,8 @@ from pylayers.oci.config import Healthcheck, History
 from pylayers.record import replace
 
 COMMENT = "pylayers"
-PORT_RANGE_LIMIT = 65_535
+PORT_LIMIT = 65_535
+DEFAULT_SHELL = ("/bin/sh", "-c")
 
 
 def configure(
@@ -21,29 +21,36 @@ def configure(
     build_arguments: Mapping[str, str],
     global_arguments: Mapping[str, str],
 ) -> StageState:
-    """Return the state after a configuration instruction (already expanded)."""
+    """Return the state after a configuration instruction (already expanded, except ARG). Raises InvalidInput."""
     config = state.config
     match instruction:
         case df.Arg():
             return replace(state, arguments=declare(state, instruction, build_arguments, global_arguments))
         case df.Env():
             config = replace(config, env=merge_environment(config.env, instruction.pairs))
+            return replace(state, config=config, arguments=cover_arguments(state.arguments, instruction.pairs))
         case df.Label():
             config = replace(config, labels={**config.labels, **dict(instruction.pairs)})
         case df.User():
             config = replace(config, user=instruction.user)
         case df.Cmd():
-            config = replace(config, cmd=command_line(state, instruction.command, instruction.shell))
+            words = command_line(state, instruction.command, instruction.shell)
+            config = replace(config, cmd=words or None, args_escaped=True)
             return replace(state, config=config, cmd_set=True)
         case df.Entrypoint():
             entrypoint = command_line(state, instruction.command, instruction.shell)
-            config = replace(config, entrypoint=entrypoint, cmd=config.cmd if state.cmd_set else None)
+            config = replace(config, entrypoint=entrypoint or None, cmd=config.cmd if state.cmd_set else None)
         case df.Expose():
-            ports = {port for word in instruction.ports for port in expand_ports(word, instruction)}
+            ports = read_ports(instruction)
             config = replace(config, exposed_ports=tuple(sorted({*config.exposed_ports, *ports})))
         case df.Volume():
+            if not all(instruction.paths):
+                raise InvalidInput("VOLUME specified can not be an empty string", span=instruction.span)
             config = replace(config, volumes=tuple(sorted({*config.volumes, *instruction.paths})))
         case df.StopSignal():
+            from pylayers.build.words import check_signal
+
+            check_signal(instruction)
             config = replace(config, stop_signal=instruction.signal)
         case df.Shell():
             return replace(state, shell=instruction.command, config=replace(config, shell=instruction.command))
@@ -60,17 +67,31 @@ def configure(
 
 def declare(
     state: StageState, instruction: df.Arg, build_arguments: Mapping[str, str], global_arguments: Mapping[str, str]
-) -> tuple[tuple[str, str], ...]:
-    """Return the ARGs in scope after an ARG: --build-arg, else the default, else the global ARG's value."""
-    values = dict(state.arguments)
+) -> tuple[tuple[str, str | None], ...]:
+    """Return the ARGs after an ARG: --build-arg, else the default, else the global ARG's value, else nothing new.
+
+    Each pair of one ARG sees those before it.
+    """
+    values: dict[str, str | None] = dict(state.arguments)
+    environment = state.environment()
     for name, default in instruction.pairs:
-        if name in build_arguments:
-            values[name] = build_arguments[name]
-        elif default is not None:
-            values[name] = default
-        elif name in global_arguments:
-            values[name] = global_arguments[name]
+        value = build_arguments.get(name)
+        if value is None:
+            value = instruction.expand_one(default, environment) if default is not None else global_arguments.get(name)
+        if value is not None:
+            environment[name] = value
+        values[name] = environment.get(name)
     return tuple(values.items())
+
+
+def cover_arguments(
+    arguments: tuple[tuple[str, str | None], ...], pairs: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, str | None], ...]:
+    """Return ARGs with the values that ENV gives to those of the same name."""
+    if not arguments:
+        return arguments
+    given = dict(pairs)
+    return tuple((name, given.get(name, value)) for name, value in arguments)
 
 
 def merge_environment(env: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -91,23 +112,39 @@ def command_line(state: StageState, command: Sequence[str], shell: bool) -> tupl
     return (*state.shell, *command) if shell else tuple(command)
 
 
+def read_ports(instruction: df.Expose) -> list[str]:
+    """Return the "80/tcp" forms of an EXPOSE, sorted as text."""
+    return sorted({port for word in instruction.ports for port in expand_ports(word, instruction)})
+
+
 def expand_ports(word: str, instruction: df.Instruction) -> list[str]:
-    """Return "80/tcp" forms of one EXPOSE word, which may be a range."""
-    ports, _, protocol = word.partition("/")
+    """Return "80/tcp" forms of one EXPOSE word: a port or a range, after an address or host port that don't count."""
+    hint = "for example: EXPOSE 8080/tcp, or a range: EXPOSE 8000-8010/udp"
+    whole, _, protocol = word.partition("/")
     protocol = (protocol or "tcp").lower()
+    ports = whole.rpartition(":")[2]
+    if not ports:
+        raise InvalidInput(f'invalid port: "{word}": no port specified', span=instruction.span, hint=hint)
+    if protocol not in ("tcp", "udp", "sctp"):
+        raise InvalidInput(
+            f'invalid port: "{word}": invalid proto: {protocol}', span=instruction.span, hint="use tcp, udp or sctp"
+        )
     first, dash, last = ports.partition("-")
-    if protocol not in ("tcp", "udp", "sctp") or not first.isdigit() or (dash and not last.isdigit()):
-        raise InvalidInput(f"invalid containerPort: {word}", span=instruction.span, hint="for example: EXPOSE 8080/tcp")
+    if not is_port(first) or (dash and not is_port(last)):
+        raise InvalidInput(f"invalid containerPort: {ports}", span=instruction.span, hint=hint)
     low, high = int(first), int(last) if dash else int(first)
-    if not 0 < low <= high <= PORT_RANGE_LIMIT:
-        raise InvalidInput(f"invalid port range: {word}", span=instruction.span)
+    if low > high:
+        raise InvalidInput(f"invalid containerPort: {ports}", span=instruction.span, hint=hint)
     return [f"{port}/{protocol}" for port in range(low, high + 1)]
+
+
+def is_port(text: str) -> bool:
+    """Tell whether text is a port's number."""
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= PORT_LIMIT
 
 
 def read_healthcheck(instruction: df.Healthcheck) -> Healthcheck:
     """Return the configuration's form of a HEALTHCHECK."""
-    if not instruction.test:
-        return Healthcheck(test=("NONE",))
     return Healthcheck(
         test=tuple(instruction.test),
         interval_ns=instruction.interval_ns or 0,
@@ -122,8 +159,3 @@ def write_history(state: StageState, created_by: str, created: str, *, empty_lay
     """Return the state with one more line of history."""
     step = History(created=created, created_by=created_by, comment=COMMENT, empty_layer=empty_layer)
     return replace(state, history=(*state.history, step))
-
-
-def describe_command(name: str, words: Sequence[str]) -> str:
-    """Write an exec form as docker's history does."""
-    return f"{name} {json.dumps(list(words), ensure_ascii=False)}"

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Container, Mapping, Sequence
 
-from pylayers.dockerfile.instructions import Arg, Copy, Dockerfile, From, Instruction, Run, Stage
-from pylayers.errors import InvalidInput
+from pylayers.dockerfile.instructions import Arg, Copy, Dockerfile, From, Instruction, Maintainer, Onbuild, Run, Stage
+from pylayers.dockerfile.parse import parse_instruction
+from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.oci.platform import Platform
 from pylayers.record import record
+
+ReadTriggers = Callable[[int, From], Sequence[Instruction]]
 
 
 @record
 class PlannedStage:
-    """One stage that will be built: `base` with the global arguments expanded, `needs` other stages' indexes."""
+    """One stage that will be built: `base` with the global arguments expanded, `needs` other stages' indexes.
+
+    `replaced` tells that a named context of the stage's name is taken in its place; `triggers` are the base image's.
+    """
 
     stage: Stage
     base: From
     base_stage: int | None
     needs: frozenset[int]
+    triggers: tuple[Instruction, ...] = ()
+    replaced: bool = False
 
 
 @record
@@ -28,103 +38,210 @@ class Plan:
     global_arguments: dict[str, str]
 
 
-def make_plan(dockerfile: Dockerfile, arguments: dict[str, str], target: str | None) -> Plan:
-    """Resolve the target and every stage it reaches. Raises InvalidInput for unknown stages."""
-    values = expand_global_arguments(dockerfile.global_args, arguments)
-    bases = [stage.base.expand(values) for stage in dockerfile.stages]
+def make_plan(
+    dockerfile: Dockerfile,
+    arguments: Mapping[str, str],
+    target: str | None,
+    *,
+    platform: Platform | None = None,
+    contexts: Container[str] = (),
+    read_triggers: ReadTriggers | None = None,
+) -> Plan:
+    """Resolve the target and every stage it reaches. Raises InvalidInput for unknown stages.
+
+    `read_triggers` gives the ONBUILD instructions of a stage's base image: they may need further stages.
+    """
+    values = expand_global_arguments(dockerfile.global_args, arguments, platform, target)
+    bases = [expand_base(stage.base, values) for stage in dockerfile.stages]
     wanted = find_target(dockerfile, target)
+    check_circles(dockerfile)
     planned: dict[int, PlannedStage] = {}
     pending = [wanted]
     while pending:
         index = pending.pop()
         if index in planned:
             continue
-        stage = dockerfile.stages[index]
-        base = bases[index]
-        if not base.image:
-            raise InvalidInput(f"base name ({stage.base.image}) should not be blank", span=base.span)
-        base_stage = find_stage(dockerfile, base.image, before=index, by_index=False)
-        needs = {needed for needed in stage_references(dockerfile, stage) if needed != index}
-        if base_stage is not None:
-            needs.add(base_stage)
-        planned[index] = PlannedStage(stage, base, base_stage, frozenset(needs))
-        pending.extend(needs)
+        made = plan_stage(dockerfile, index, bases, contexts, read_triggers)
+        planned[index] = made
+        pending.extend(made.needs)
     return Plan(tuple(planned[index] for index in sorted(planned)), wanted, values)
 
 
-def expand_global_arguments(declared: tuple[Arg, ...], given: dict[str, str]) -> dict[str, str]:
-    """Give the values of the ARGs before the first FROM: --build-arg over default."""
-    values: dict[str, str] = dict(platform_arguments())
+def plan_stage(
+    dockerfile: Dockerfile,
+    index: int,
+    bases: Sequence[From],
+    contexts: Container[str],
+    read_triggers: ReadTriggers | None,
+) -> PlannedStage:
+    """Plan one stage that the target reaches."""
+    stage, base = dockerfile.stages[index], bases[index]
+    if stage.name is not None and stage.name in contexts:
+        return PlannedStage(stage, base, None, frozenset(), replaced=True)
+    found = dockerfile.find_stage(base.image, before=index)
+    triggers: tuple[Instruction, ...] = ()
+    needs: set[int] = set()
+    if found is not None:
+        needs.add(found.index)
+        texts = [one.instruction for one in found.instructions if isinstance(one, Onbuild)]
+        triggers = parse_triggers(texts, base)
+    elif read_triggers is not None and base.image != "scratch":
+        triggers = tuple(read_triggers(index, base))
+    for instruction in (*triggers, *stage.instructions):
+        for needed in stage_references(dockerfile, instruction):
+            if needed >= index:
+                refuse_later(dockerfile, stage, needed, instruction)
+            needs.add(needed)
+    return PlannedStage(stage, base, None if found is None else found.index, frozenset(needs), triggers)
+
+
+def parse_triggers(texts: Sequence[str], base: From) -> tuple[Instruction, ...]:
+    """Return ONBUILD triggers as instructions, which stand where their FROM is."""
+    triggers: list[Instruction] = []
+    for text in texts:
+        trigger = parse_instruction(text, base.span.file, base.span.line)
+        if isinstance(trigger, From | Onbuild | Maintainer):
+            raise InvalidInput(f"{trigger.name} isn't allowed as an ONBUILD trigger", span=base.span)
+        triggers.append(trigger)
+    return tuple(triggers)
+
+
+def expand_base(base: From, values: Mapping[str, str]) -> From:
+    """Return a FROM with its variables replaced. Raises InvalidInput for one that is left blank."""
+    expanded = base.expand(values)
+    if not expanded.image:
+        raise InvalidInput(f"base name ({base.image}) should not be blank", span=base.span)
+    if base.platform is not None:
+        if not expanded.platform:
+            raise InvalidInput(
+                f"empty platform value from expression {base.platform}", span=base.span,
+                hint="declare the variable with ARG before the first FROM",
+            )  # fmt: skip
+        try:
+            Platform.parse(expanded.platform)
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"failed to parse platform {base.platform}: {error.message}", hint=error.hint, span=base.span
+            ) from None
+    return expanded
+
+
+def expand_global_arguments(
+    declared: tuple[Arg, ...], given: Mapping[str, str], platform: Platform | None = None, target: str | None = None
+) -> dict[str, str]:
+    """Give the values of the ARGs before the first FROM, the platform's included: --build-arg over default."""
+    values = platform_arguments(platform, target)
+    values.update({name: given[name] for name in values if name in given})
     for argument in declared:
-        expanded = argument.expand(values)
-        for name, default in expanded.pairs:
+        for name, default in argument.pairs:
             if name in given:
                 values[name] = given[name]
             elif default is not None:
-                values[name] = default
+                # Each sees those before it, in its own line too.
+                expanded = argument.expand_one(default, values)
+                values[name] = expanded
     return values
 
 
-def platform_arguments() -> dict[str, str]:
-    """Give the predefined platform ARGs of this machine."""
-    from pylayers.oci.platform import Platform
-
+def platform_arguments(platform: Platform | None = None, target: str | None = None) -> dict[str, str]:
+    """Give the predefined platform ARGs: this machine's, and those of the platform that is built for."""
     host = Platform.from_machine(os.uname().machine)
-    text = str(host)
-    return {
-        "BUILDPLATFORM": text,
-        "BUILDOS": host.os,
-        "BUILDARCH": host.architecture,
-        "BUILDVARIANT": host.variant,
-        "TARGETPLATFORM": text,
-        "TARGETOS": host.os,
-        "TARGETARCH": host.architecture,
-        "TARGETVARIANT": host.variant,
-    }
+    values: dict[str, str] = {}
+    for prefix, one in (("BUILD", host), ("TARGET", platform or host)):
+        values |= {
+            f"{prefix}PLATFORM": str(one),
+            f"{prefix}OS": one.os,
+            f"{prefix}OSVERSION": one.os_version,
+            f"{prefix}ARCH": one.architecture,
+            f"{prefix}VARIANT": one.variant,
+        }
+    return {**values, "TARGETSTAGE": target or "default"}
 
 
 def find_target(dockerfile: Dockerfile, target: str | None) -> int:
-    """Return the index of the stage to build: the named one, or the last."""
+    """Return the index of the stage to build: the named one (any case), that with the number, or the last."""
     if target is None:
         return len(dockerfile.stages) - 1
-    found = find_stage(dockerfile, target, before=len(dockerfile.stages), by_index=True)
-    if found is None:
-        names = [stage.name for stage in dockerfile.stages if stage.name]
-        raise InvalidInput(
-            f"target stage {target!r} could not be found in {dockerfile.file}",
-            hint="its named stages are: " + ", ".join(names) if names else "no stage has a name; give its number",
-        )
-    return found
+    found = dockerfile.find_stage(target)
+    if found is not None:
+        return found.index
+    number = read_number(target)
+    if number is not None and number < len(dockerfile.stages):
+        return number
+    from pylayers.dockerfile.suggest import suffix_suggestion
+
+    names = [stage.name for stage in dockerfile.stages if stage.name]
+    raise InvalidInput(
+        f'target stage "{target}" could not be found in {dockerfile.file}{suffix_suggestion(target, names)}',
+        hint="its named stages are: " + ", ".join(names[:50]) if names else "no stage has a name; give its number",
+    )
 
 
-def find_stage(dockerfile: Dockerfile, name: str, *, before: int, by_index: bool) -> int | None:
-    """Return the latest stage of that name (or number) defined before a stage, or None."""
-    for index in range(before - 1, -1, -1):
-        if dockerfile.stages[index].name == name.lower():
-            return index
-    number = read_number(name) if by_index else None
-    return number if number is not None and number < before else None
-
-
-def stage_references(dockerfile: Dockerfile, stage: Stage) -> set[int]:
-    """Return the stages that a stage's instructions read from."""
-    found: set[int] = set()
-    for instruction in stage.instructions:
-        for name in source_names(instruction):
-            index = find_stage(dockerfile, name, before=stage.index, by_index=True)
-            if index is not None:
-                found.add(index)
-            elif read_number(name) is not None or names_later_stage(dockerfile, stage, name):
+def stage_references(dockerfile: Dockerfile, instruction: Instruction) -> list[int]:
+    """Return the stages that one instruction reads from. A name means the last stage of that name in the file."""
+    found: list[int] = []
+    for name in source_names(instruction):
+        stage = dockerfile.find_stage(name)
+        if stage is not None:
+            found.append(stage.index)
+            continue
+        number = read_number(name)
+        if number is not None:
+            if number >= len(dockerfile.stages):
                 raise InvalidInput(
-                    f"invalid from flag value {name}: refers to a stage that is not defined before this one",
-                    span=instruction.span,
-                )
+                    f"invalid stage index {number}", span=instruction.span,
+                    hint=f"the stages have the numbers 0 to {len(dockerfile.stages) - 1}",
+                )  # fmt: skip
+            found.append(number)
     return found
 
 
-def names_later_stage(dockerfile: Dockerfile, stage: Stage, name: str) -> bool:
-    """Tell whether a name is that of this stage or one after it."""
-    return any(other.name == name.lower() for other in dockerfile.stages[stage.index :])
+def refuse_later(dockerfile: Dockerfile, stage: Stage, needed: int, instruction: Instruction) -> None:
+    """Refuse to read from a stage that comes later, or from the one that the instruction is in."""
+    name = dockerfile.stages[needed].name or f"stage-{needed}"
+    own = stage.name or f"stage-{stage.index}"
+    if needed == stage.index:
+        raise InvalidInput(f"circular dependency detected on stage: {own}", span=instruction.span)
+    raise InvalidInput(
+        f'cannot copy from stage "{name}", it needs to be defined before current stage "{own}"',
+        span=instruction.span,
+        hint=f"move the stage above line {stage.span.line}",
+    )
+
+
+def check_circles(dockerfile: Dockerfile) -> None:
+    """Refuse stages that read from each other, whether the target reaches them or not. Checks every stage number too."""
+    edges: list[list[tuple[int, SourceSpan]]] = []
+    forward = False
+    for stage in dockerfile.stages:
+        out: list[tuple[int, SourceSpan]] = []
+        for instruction in stage.instructions:
+            for needed in stage_references(dockerfile, instruction):
+                out.append((needed, instruction.span))
+                forward = forward or needed >= stage.index
+        edges.append(out)
+    if not forward:
+        return  # every edge leads up: there is no circle
+    done = [False] * len(edges)
+    for start in range(len(edges)):
+        stack = [] if done[start] else [(start, iter(edges[start]))]
+        path = {start}
+        done[start] = True
+        while stack:
+            at, following = stack[-1]
+            step = next(following, None)
+            if step is None:
+                stack.pop()
+                path.discard(at)
+                continue
+            needed, span = step
+            if needed in path:
+                name = dockerfile.stages[start].name or f"stage-{start}"
+                raise InvalidInput(f"circular dependency detected on stage: {name}", span=span)
+            if not done[needed]:
+                done[needed] = True
+                path.add(needed)
+                stack.append((needed, iter(edges[needed])))
 
 
 def source_names(instruction: Instruction) -> list[str]:
@@ -148,4 +265,4 @@ def find_stage_name(names: dict[int, str | None], name: str, *, before: int) -> 
 
 def read_number(name: str) -> int | None:
     """Return a stage's number as written, None for a name."""
-    return int(name) if name.isascii() and name.isdigit() else None
+    return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None

@@ -39,6 +39,7 @@ class BuildSession:
     hold: Callable[[str, str], None]  # keep (kind, name) from the garbage collector until the build ends
     subscriber: Subscriber | None
     global_arguments: Mapping[str, str] = field(default_factory=dict)
+    bases: dict[int, StageState] = field(default_factory=dict)  # by stage: base images that were loaded for the plan
     stages: dict[int, StageState] = field(default_factory=dict)
     stage_names: dict[int, str | None] = field(default_factory=dict)  # of the stages that are built
     finished: list[StepFinished] = field(default_factory=list)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pylayers.build.base import resolve_base
 from pylayers.build.cache import CachedStep
 from pylayers.build.cachekey import configure_key, workdir_key
-from pylayers.build.configure import configure, describe_command, write_history
+from pylayers.build.configure import configure, write_history
 from pylayers.build.copystep import copy_trees, make_directory
 from pylayers.build.event import BuildWarning, Step, StepFinished, StepStarted, StepStatus
 from pylayers.build.plan import PlannedStage
 from pylayers.build.runstep import run_command
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
+from pylayers.build.words import describe
 from pylayers.dockerfile import instructions as df
-from pylayers.dockerfile.parse import parse_instruction
 from pylayers.errors import InvalidInput
 from pylayers.record import record, replace
+
+if TYPE_CHECKING:
+    from pylayers.build.explain import Explainer
 
 
 @record
@@ -35,23 +39,26 @@ class StageBuilder:
     """Build one planned stage."""
 
     def __init__(self, session: BuildSession, planned: PlannedStage, stage_count: int) -> None:
+        if session.options.no_cache_filter and matches_filter(session.options.no_cache_filter, planned):
+            # A view of the same session, for this stage: what it gathers is the session's own.
+            session = replace(session, options=replace(session.options, no_cache=True))
         self.session = session
         self.planned = planned
         self.name = planned.stage.name or (f"stage-{planned.stage.index}" if stage_count > 1 else "stage")
         self.unbroken = True  # every step so far came from the cache
+        self.explainer = open_explainer(session) if session.options.explain else None
 
     def run(self) -> StageState:
         """Build the stage and return what it became. Raises the first step's error, located in the Dockerfile."""
-        instructions: list[df.Instruction] = [self.planned.base, *self.planned.stage.instructions]
+        planned = self.planned
+        instructions: list[df.Instruction] = [planned.base]
+        if not planned.replaced:
+            instructions += (*self.read_triggers(), *planned.stage.instructions)
         state: StageState | None = None
-        index = 0
-        while index < len(instructions):
+        for index, instruction in enumerate(instructions):
             self.session.check_cancelled()
-            instruction = instructions[index]
-            if state is not None and isinstance(instruction, df.Instruction):
-                environment = state.environment()
-                if not isinstance(instruction, df.From):
-                    instruction = instruction.expand(environment)
+            if state is not None and not isinstance(instruction, df.From | df.Arg):
+                instruction = instruction.expand(state.environment())
             step = Step(self.name, index + 1, len(instructions), instruction.original, instruction.span.line)
             self.session.emit(StepStarted(step))
             started = time.perf_counter()
@@ -64,16 +71,16 @@ class StageBuilder:
                 locate(error, instruction)
                 raise
             if isinstance(instruction, df.From):
-                instructions[1:1] = self.read_triggers(outcome.state, instruction)
                 outcome = replace(
                     outcome, state=replace(outcome.state, config=replace(outcome.state.config, on_build=()))
                 )
+            if self.explainer is not None:
+                has_layer = outcome.diff_id is not None
+                self.session.emit(self.explainer.explain(state, instruction, step, outcome.status, has_layer))
             state = outcome.state
             self.unbroken = self.unbroken and outcome.status is StepStatus.CACHED
             seconds = time.perf_counter() - started
-            step = replace(step, total=len(instructions))
             self.session.emit(StepFinished(step, outcome.status, seconds, outcome.size_bytes, outcome.diff_id))
-            index += 1
         if state is None:
             raise InvalidInput("a stage needs a FROM", span=self.planned.base.span)
         return state
@@ -110,7 +117,11 @@ class StageBuilder:
         status = StepStatus.CACHED
         if found is None:
             status = StepStatus.BUILT
+            from pylayers.build.fact import workdir_facts
+
             found = make_directory(self.session, state, path, instruction.span)
+            facts = workdir_facts(self.session, state, instruction, path, state.config.user)
+            found = replace(found, inputs=facts)
             self.session.cache.record(key, "", "workdir", instruction.original, found)
         changed = replace(state, config=replace(state.config, working_dir=path))
         return self.layered(changed, found, status, f"WORKDIR {path}")
@@ -118,30 +129,44 @@ class StageBuilder:
     def change_config(self, state: StageState, instruction: df.Instruction) -> Outcome:
         """Apply an instruction that only changes the configuration."""
         changed = configure(state, instruction, self.session.options.arguments, self.session.global_arguments)
-        changed = write_history(changed, describe(state, instruction), timestamp(self.session), empty_layer=True)
+        if not isinstance(instruction, df.Onbuild):  # of which BuildKit's history says nothing
+            words = describe(changed, instruction)
+            changed = write_history(changed, words, timestamp(self.session), empty_layer=True)
         identity = (changed.chain_id or "scratch").encode()
         scope = repr((changed.arguments, changed.shell, changed.author)).encode(errors="surrogateescape")
         key = configure_key(identity, changed.config.to_json() + scope)
         status = StepStatus.CACHED
         if self.session.reuse(key) is None:
             status = StepStatus.BUILT
-            self.session.cache.record(key, "", "configure", instruction.original, CachedStep(None, 0))
+            from pylayers.build.fact import configure_facts
+
+            facts = configure_facts(self.session, state, instruction, changed.config.to_json() + scope)
+            made = CachedStep(None, 0, inputs=facts)
+            self.session.cache.record(key, "", "configure", instruction.original, made)
         elif not self.unbroken:
             status = StepStatus.BUILT
         return Outcome(changed, status)
 
-    def read_triggers(self, state: StageState, base: df.From) -> Sequence[df.Instruction]:
-        """Return the base image's ONBUILD triggers as instructions of this stage."""
-        triggers: list[df.Instruction] = []
-        for text in state.config.on_build:
-            trigger = parse_instruction(text, base.span.file, base.span.line)
-            if isinstance(trigger, df.From | df.Onbuild | df.Maintainer):
-                raise InvalidInput(f"{trigger.name} isn't allowed as an ONBUILD trigger", span=base.span)
-            triggers.append(trigger)
+    def read_triggers(self) -> Sequence[df.Instruction]:
+        """Return the base's ONBUILD triggers as instructions of this stage: an image's, or those of a stage above."""
+        triggers, base = self.planned.triggers, self.planned.base
         if triggers:
             message = f"{base.image} brings {len(triggers)} ONBUILD trigger{'s' if len(triggers) > 1 else ''}"
             self.session.emit(BuildWarning(message, file=base.span.file, line=base.span.line))
         return triggers
+
+
+def open_explainer(session: BuildSession) -> Explainer:
+    """Return what explains a stage's steps."""
+    from pylayers.build.explain import Explainer
+
+    return Explainer(session)
+
+
+def matches_filter(names: Sequence[str], planned: PlannedStage) -> bool:
+    """Tell whether --no-cache-filter names a stage, in any case or by its number."""
+    own = (planned.stage.name or "", str(planned.stage.index))
+    return any(name.lower() in own for name in names)
 
 
 def locate(error: BaseException, instruction: df.Instruction) -> None:
@@ -156,17 +181,6 @@ def locate(error: BaseException, instruction: df.Instruction) -> None:
 def timestamp(session: BuildSession) -> str:
     """Return the creation time that configs carry, RFC 3339."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(session.epoch_s))
-
-
-def describe(state: StageState, instruction: df.Instruction) -> str:
-    """Write an instruction as the image's history shows it."""
-    if isinstance(instruction, df.Run):
-        words = (*state.shell, *instruction.command) if instruction.shell else instruction.command
-        return "RUN " + " ".join(words)
-    if isinstance(instruction, df.Cmd | df.Entrypoint):
-        words = (*state.shell, *instruction.command) if instruction.shell else instruction.command
-        return describe_command(instruction.name, words)
-    return instruction.original
 
 
 def join_path(base: str, path: str) -> str:

@@ -25,8 +25,9 @@ class StageState:
     config: RunConfig = field(default_factory=RunConfig)
     history: tuple[History, ...] = ()
     author: str = ""
-    arguments: tuple[tuple[str, str], ...] = ()  # ARGs in scope
+    arguments: tuple[tuple[str, str | None], ...] = ()  # ARGs in scope, with the value that a RUN sees
     shell: tuple[str, ...] = ("/bin/sh", "-c")
+    base_count: int = 0  # how many of the layers came with the base image
     cmd_set: bool = False  # by this stage itself: ENTRYPOINT clears only an inherited CMD
 
     @property
@@ -35,8 +36,9 @@ class StageState:
         return chain_id(self.diff_ids) if self.diff_ids else None
 
     def environment(self) -> dict[str, str]:
-        """Return what a RUN sees: ARGs in scope, and ENV over them."""
-        return {**dict(self.arguments), **self.config.environment()}
+        """Return what a RUN sees: of an ARG and an ENV of one name the later."""
+        given = {name: value for name, value in self.arguments if value is not None}
+        return {**self.config.environment(), **given}
 
 
 class Trees:

@@ -34,7 +34,6 @@ class Instruction:
     escape: str = "\\"
     comments: tuple[str, ...] = ()
 
-
     def expand(self, environment: Lookup, *, unmatched: set[str] | None = None) -> Self:
         """Return the instruction with its variables replaced; names without a value are added to `unmatched`.
 
@@ -46,6 +45,13 @@ class Instruction:
 
         try:
             return self._expand(expand_one, environment, unmatched)
+        except InvalidInput as error:
+            raise InvalidInput(error.message, hint=error.hint, span=self.span) from None
+
+    def expand_one(self, word: str, environment: Lookup, *, unmatched: set[str] | None = None) -> str:
+        """Return one word of the instruction with its variables replaced. Raises InvalidInput with the span."""
+        try:
+            return expand_word(word, environment, self.escape, unmatched=unmatched)
         except InvalidInput as error:
             raise InvalidInput(error.message, hint=error.hint, span=self.span) from None
 

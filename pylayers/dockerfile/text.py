@@ -38,8 +38,46 @@ def replace_surrogates(text: str) -> str:
 
 
 def quote(text: str) -> str:
-    """Quote text as Go's %q does."""
-    return '"' + "".join(_QUOTED.get(c) or (c if c.isprintable() else f"\\u{ord(c):04x}") for c in show(text)) + '"'
+    """Quote text as Go's %q does, fit for a message: long text is cut."""
+    return quote_whole(show(text))
+
+
+def quote_whole(text: str) -> str:
+    """Quote text of any length as Go's %q does."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return '"' + "".join(_QUOTED.get(c) or escape_unprintable(c) for c in text) + '"'
+
+
+def escape_unprintable(char: str) -> str:
+    """Write one character as Go's %q does inside quotes."""
+    code = ord(char)
+    if char.isprintable():
+        return char
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def show_duration(duration_ns: int) -> str:
+    """Write nanoseconds as Go's Duration.String does: 1h0m0s, 1.5s, 100ms."""
+    sign, left = ("-", -duration_ns) if duration_ns < 0 else ("", duration_ns)
+    if left < 10**9:
+        for unit, size in (("ms", 10**6), ("µs", 10**3), ("ns", 1)):
+            if left >= size:
+                return f"{sign}{show_fraction(left, size)}{unit}"
+        return "0s"
+    minutes, seconds_ns = divmod(left, 60 * 10**9)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{show_fraction(seconds_ns, 10**9)}s"
+    return f"{sign}{hours}h{minutes}m{shown}" if hours else f"{sign}{minutes}m{shown}" if minutes else sign + shown
+
+
+def show_fraction(value: int, unit: int) -> str:
+    """Write value/unit with as many decimals as it takes."""
+    whole, rest = divmod(value, unit)
+    decimals = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else ""
+    return f"{whole}.{decimals}" if decimals else str(whole)
 
 
 def parse_duration(text: str) -> int:
