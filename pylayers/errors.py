@@ -28,6 +28,7 @@ class PylayersError(Exception):
     """Base of every error that pylayers raises on purpose."""
 
     exit_code = 1
+    excerpt = ""  # source lines around the place, for showing below the message
 
     def __init__(self, message: str, *, hint: str | None = None, span: SourceSpan | None = None) -> None:
         super().__init__(message if span is None else f"{span}: {message}")

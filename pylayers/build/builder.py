@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 from pylayers.build.base import open_contexts, read_base_triggers
 from pylayers.build.cache import BuildCache, LocalCache
+from pylayers.build.check import warn_build
 from pylayers.build.event import BuildFinished, BuildResult, BuildWarning, Subscriber
 from pylayers.build.plan import Plan, PlannedStage, make_plan
 from pylayers.build.request import BuildOptions
+from pylayers.build.runstep import UNKEYED_ARGUMENTS
 from pylayers.build.session import BuildSession, Cancelled
 from pylayers.build.source import LocalSource
 from pylayers.build.stage import StageBuilder, timestamp
 from pylayers.build.state import StageState, Trees
 from pylayers.dockerfile import ignore
-from pylayers.dockerfile.instructions import Dockerfile
+from pylayers.dockerfile.instructions import Arg, Dockerfile
 from pylayers.dockerfile.parse import parse
-from pylayers.errors import InvalidInput, NotFound, Unsupported, translate_os_error
+from pylayers.errors import InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
 from pylayers.image.assemble import assemble
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.platform import Platform
@@ -52,9 +54,37 @@ def build(
     """
     started = time.perf_counter()
     refuse_unfinished(options)
+    if len(options.platforms) > 1:
+        from pylayers.build.multi import build_platforms
+
+        def build_one(one: BuildOptions) -> BuildResult:
+            return build(store, one, open_driver, open_runtime, subscriber, cache)
+
+        return build_platforms(store, options, build_one, subscriber)
     references = [Reference.parse(name).with_default_tag() for name in options.references]
-    dockerfile, path = read_dockerfile(options)
+    path = locate_dockerfile(options)
+    content = read_content(path)
     options = read_epoch_argument(options)
+    with shown_in(content):
+        return build_content(
+            store, options, path, content, references, started, open_driver, open_runtime, subscriber, cache
+        )
+
+
+def build_content(
+    store: Store,
+    options: BuildOptions,
+    path: Path,
+    content: bytes,
+    references: list[Reference],
+    started: float,
+    open_driver: Callable[[], Snapshotter],
+    open_runtime: Callable[[], Runtime],
+    subscriber: Subscriber | None,
+    cache: BuildCache | None,
+) -> BuildResult:
+    """Build a Dockerfile's content for one platform."""
+    dockerfile = parse(content, shown_path(path))
     with store.lease("build") as lease:
         context = open_context(store, options, path)
         session = BuildSession(
@@ -71,8 +101,9 @@ def build(
             subscriber=subscriber,
         )
         try:
-            warn(session, dockerfile)
             plan = plan_session(session, dockerfile)
+            warn_build(session, dockerfile, plan, hashlib.sha256(content).hexdigest())
+            warn_unused(session, dockerfile, plan)
             run_stages(session, plan)
             result = finish(session, session.stages[plan.target], references, started)
         finally:
@@ -103,6 +134,10 @@ def plan_session(session: BuildSession, dockerfile: Dockerfile) -> Plan:
         read_triggers=lambda index, base: read_base_triggers(session, index, base),
     )
     session.global_arguments = plan.global_arguments
+    if session.options.platforms or any(planned.base.platform for planned in plan.stages):
+        from pylayers.build.multi import check_runnable
+
+        check_runnable(plan, session.platform)
     session.stage_names.clear()
     session.stage_names.update({planned.stage.index: planned.stage.name for planned in plan.stages})
     return plan
@@ -132,18 +167,33 @@ def refuse_unfinished(options: BuildOptions) -> None:
             raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
 
 
-def read_dockerfile(options: BuildOptions) -> tuple[Dockerfile, Path]:
-    """Find, read and parse the Dockerfile. Raises NotFound, InvalidInput."""
-    path = options.dockerfile or options.context / "Dockerfile"
+@contextmanager
+def shown_in(content: bytes) -> Iterator[None]:
+    """Give errors of the Dockerfile the source lines around their place."""
+    try:
+        yield
+    except PylayersError as error:
+        from pylayers.build.check import with_excerpt
+
+        with_excerpt(error, content)
+        raise
+
+
+def locate_dockerfile(options: BuildOptions) -> Path:
+    """Return where the Dockerfile is to be."""
+    return options.dockerfile or options.context / "Dockerfile"
+
+
+def read_content(path: Path) -> bytes:
+    """Read the Dockerfile. Raises NotFound, InvalidInput."""
     try:
         if path.stat().st_size > DOCKERFILE_LIMIT_BYTES:
             raise InvalidInput(f"{path} is larger than {DOCKERFILE_LIMIT_BYTES} bytes")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         failure = translate_os_error(error, "read Dockerfile")
         failure.hint = "name the Dockerfile with -f"
         raise failure from error
-    return parse(content, shown_path(path)), path
 
 
 def shown_path(path: Path) -> str:
@@ -159,7 +209,14 @@ def open_context(store: Store, options: BuildOptions, dockerfile: Path) -> Local
     directory = Path(os.path.realpath(options.context))
     if not directory.is_dir():
         raise NotFound(f"build context {options.context} is not a directory")
-    cache = store.stat_cache
+    rules, name = find_ignore_rules(directory, dockerfile)
+    if rules is None:
+        return LocalSource(directory, cache=store.stat_cache)
+    return LocalSource(directory, rules, store.stat_cache, name)
+
+
+def find_ignore_rules(directory: Path, dockerfile: Path) -> tuple[ignore.IgnoreRules | None, str]:
+    """Return a context's ignore rules and the digest of their file: <Dockerfile>.dockerignore first."""
     for candidate in (dockerfile.with_name(dockerfile.name + ".dockerignore"), directory / ".dockerignore"):
         try:
             content = candidate.read_bytes()
@@ -167,23 +224,34 @@ def open_context(store: Store, options: BuildOptions, dockerfile: Path) -> Local
             continue
         except OSError as error:
             raise translate_os_error(error, "read ignore file") from error
-        return LocalSource(directory, ignore.parse(content), cache, hashlib.sha256(content).hexdigest())
-    return LocalSource(directory, cache=cache)
+        return ignore.parse(content), hashlib.sha256(content).hexdigest()
+    return None, ""
 
 
 def choose_platform_of(wanted: tuple[str, ...]) -> Platform:
     """Return the platform to build for: the wanted one, or this machine's."""
-    if len(wanted) > 1:
-        raise Unsupported("a build for several platforms is not supported yet")
     if wanted:
         return Platform.parse(wanted[0])
     return Platform.from_machine(os.uname().machine)
 
 
-def warn(session: BuildSession, dockerfile: Dockerfile) -> None:
-    """Tell the parser's warnings."""
-    for warning in dockerfile.warnings:
-        session.emit(BuildWarning(warning.message, warning.rule, warning.span.file, warning.span.line))
+def warn_unused(session: BuildSession, dockerfile: Dockerfile, plan: Plan) -> None:
+    """Tell which --build-arg no ARG of the stages that are built takes."""
+    given = session.options.arguments
+    if not given:
+        return
+    known = {name for arg in dockerfile.global_args for name, _ in arg.pairs} | plan.global_arguments.keys()
+    for planned in plan.stages:
+        for instruction in (*planned.triggers, *planned.stage.instructions):
+            if isinstance(instruction, Arg):
+                known.update(name for name, _ in instruction.pairs)
+    unused = [
+        name for name in sorted(given)
+        if name not in known and name not in UNKEYED_ARGUMENTS and name != EPOCH_ARGUMENT
+        and not name.startswith("BUILDKIT_")
+    ]  # fmt: skip
+    if unused:
+        session.emit(BuildWarning(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed"))
 
 
 def run_stages(session: BuildSession, plan: Plan) -> None:

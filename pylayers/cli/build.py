@@ -31,8 +31,8 @@ def build(
     sbom: str | None,
     provenance: str | None,
     **given: Any,
-) -> None:
-    """Build an image from a Dockerfile.
+) -> int:
+    """Build an image from a Dockerfile; return the exit code.
 
     CONTEXT is a directory, a Dockerfile (its directory is the context then), or - for a Dockerfile on stdin.
     """
@@ -51,6 +51,10 @@ def build(
             context, dockerfile = stack.enter_context(tempfile.TemporaryDirectory(prefix="pylayers-")), "-"
         request["dockerfile"] = STANDARD_INPUT if dockerfile == "-" else dockerfile
         engine = stack.enter_context(session.open())
+        if check:
+            from pylayers.cli.check import show_check
+
+            return show_check(engine.check(context, **request))
         shown = open_progress(mode)
         result: BuildResult | None = None
         try:
@@ -63,6 +67,7 @@ def build(
         write_result(metadata_file, describe(result))
     if mode == "quiet":
         sys.stdout.write(result.config_digest + "\n")
+    return 0
 
 
 def read_request(given: dict[str, Any]) -> BuildRequest:

@@ -114,6 +114,8 @@ def report(error: Exception, *, debug: bool = False) -> int:
     if isinstance(error, BuildError):
         show_tail(error)
     if isinstance(error, PylayersError):
+        if error.excerpt:
+            sys.stderr.write(f"{error.excerpt}\n")
         say(error.message, error.hint)
         return error.exit_code
     hint = None if debug else f"run it again with {PROGRAM} --debug to see where, and report it as a bug"

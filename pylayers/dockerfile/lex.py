@@ -64,7 +64,7 @@ class Statement:
     arguments: Arguments
     heredocs: tuple[Heredoc, ...] = ()
     comments: tuple[str, ...] = ()
-    has_empty_continuation: bool = False
+    empty_continuation_line: int = 0  # where the statement ends, if a blank line stands within it
 
 
 @record
@@ -179,18 +179,19 @@ class _Reader:
             self.comments.clear()  # a blank line parts a comment from what follows
             return
         pieces = [line]
-        has_empty = False
+        empty_line = 0
         while not ended and self.position < len(self.lines):
             following = self._take().rstrip("\r\n")
             bare = following.lstrip(SPACES)
             if bare.startswith("#"):
                 continue
             if not bare:
-                has_empty = True
+                empty_line = -1
                 continue
             following, ended = self._trim_continuation(following)
             pieces.append(following)
         text = "".join(pieces)
+        empty_line = self.position if empty_line else 0
         try:
             arguments = split_line(text, self.escape)
             heredocs = find_heredocs(text) if "<<" in text and _may_hold_heredoc(arguments) else []
@@ -200,7 +201,7 @@ class _Reader:
         if len(self.statements) >= MAX_INSTRUCTIONS:
             raise InvalidInput(f"more than {MAX_INSTRUCTIONS} instructions", span=self.span(start))
         comments, self.comments = tuple(self.comments), []
-        self.statements.append(Statement(text, self.span(start), arguments, read, comments, has_empty))
+        self.statements.append(Statement(text, self.span(start), arguments, read, comments, empty_line))
 
     def _read_heredoc(self, heredoc: Heredoc, start: int) -> Heredoc:
         first = self.position

@@ -46,6 +46,16 @@ RULES: Mapping[str, str] = {
     "ExposeProtoCasing": "Defined protocol '{0}' in EXPOSE instruction should be lowercase",
     "ExposeInvalidFormat": ("EXPOSE instruction should not define an IP address or host-port mapping, found '{0}'"),
 }
+# Of one line's warnings docker shows first what the syntax tells, then what FROM means, then the rest.
+_RANKS = {
+    rule: rank
+    for rank, rule in enumerate((
+        "NoEmptyContinuation", "StageNameCasing", "FromAsCasing", "InvalidDefinitionDescription",
+        "MaintainerDeprecated", "LegacyKeyValueFormat", "ReservedStageName", "DuplicateStageName",
+        "ConsistentInstructionCasing", "InvalidDefaultArgInFrom", "UndefinedArgInFrom", "RedundantTargetPlatform",
+        "FromPlatformFlagConstDisallowed",
+    ))
+}  # fmt: skip
 EXPERIMENTAL = frozenset({"CopyIgnoredFile", "InvalidDefinitionDescription"})
 PLATFORM_ARGS = (
     "BUILDPLATFORM", "BUILDOS", "BUILDOSVERSION", "BUILDARCH", "BUILDVARIANT",
@@ -118,10 +128,12 @@ def check(
     settings: Settings | None = None,
     ignore: IgnoreRules | None = None,
     base_names: Mapping[int, Collection[str]] | None = None,
+    stages: Collection[int] | None = None,
 ) -> tuple[ins.Warning_, ...]:
     """Return every warning in the order of the file.
 
     `base_names`: for each stage index that is built on an image, the environment names which that image sets.
+    `stages`: those whose instructions are looked at, where not all are: docker's builds look at what they build.
     """
     chosen = settings if settings is not None else read_settings(dockerfile.directive("check"))
     found = [*dockerfile.warnings, *_check_global(dockerfile), *_check_casing(dockerfile)]
@@ -135,11 +147,12 @@ def check(
             environment = held.pop(parent.index)  # nobody else needs it: no copy
         else:
             environment = held[parent.index].copy()
-        found += _check_stage(stage, environment, ignore)
+        if stages is None or stage.index in stages:
+            found += _check_stage(stage, environment, ignore)
         if stage.index in last_child:
             held[stage.index] = environment
     kept = {warning: None for warning in found if chosen.runs(warning.rule)}
-    return tuple(sorted(kept, key=lambda warning: (warning.span.line, warning.rule, warning.message)))
+    return tuple(sorted(kept, key=lambda warning: (warning.span.line, _RANKS.get(warning.rule, len(_RANKS)))))
 
 
 def _check_global(dockerfile: ins.Dockerfile) -> Iterator[ins.Warning_]:
@@ -317,10 +330,10 @@ def _check_expanded(
 def _check_ports(expanded: ins.Expose) -> Iterator[ins.Warning_]:
     for port in expanded.ports:
         number, _, protocol = port.partition("/")
-        if ":" in number:
-            yield warn("ExposeInvalidFormat", expanded.span, port)
         if protocol != protocol.lower():
             yield warn("ExposeProtoCasing", expanded.span, port)
+        if number.count(":") > number.startswith(":"):
+            yield warn("ExposeInvalidFormat", expanded.span, port)
 
 
 def _check_ignored(expanded: ins.Copy | ins.Add, ignore: IgnoreRules) -> Iterator[ins.Warning_]:

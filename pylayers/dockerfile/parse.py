@@ -47,9 +47,9 @@ def parse(content: bytes | str, file: str = "Dockerfile") -> ins.Dockerfile:
         raise InvalidInput("dockerfile contains no stages to build", span=source.statements[-1].span)
     stages = tuple(_make_stage(i, base, body) for i, (base, body) in enumerate(zip(bases, bodies, strict=True)))
     warnings = tuple(
-        ins.Warning_("NoEmptyContinuation", "Empty continuation line", s.span)
+        ins.Warning_("NoEmptyContinuation", "Empty continuation line", SourceSpan(file, s.empty_continuation_line))
         for s in source.statements
-        if s.has_empty_continuation
+        if s.empty_continuation_line
     )
     return ins.Dockerfile(file, source.directives, tuple(global_args), stages, warnings)
 
@@ -68,7 +68,7 @@ def parse_instruction(text: str, file: str = "Dockerfile", line: int = 1) -> ins
         raise InvalidInput("more than one instruction", span=SourceSpan(file, line, line, first.span.text))
     end = line + (first.span.end_line or 1) - first.span.line
     span = SourceSpan(file, line, end, first.span.text)
-    moved = Statement(first.text, span, first.arguments, first.heredocs, first.comments, first.has_empty_continuation)
+    moved = Statement(first.text, span, first.arguments, first.heredocs, first.comments, first.empty_continuation_line)
     return build_instruction(moved, "\\")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from pylayers.store import Store
 
 if TYPE_CHECKING:
+    from pylayers.build.check import CheckResult
     from pylayers.build.event import BuildResult, Subscriber
     from pylayers.build.request import BuildRequest
     from pylayers.container.runtime import Runtime
@@ -113,6 +114,16 @@ class Engine:
         from pylayers.build.request import read_request
 
         return build(self.store, read_request(context, given), self.driver, self.runtime, subscriber)
+
+    def check(self, context: Path | str = ".", **given: Unpack[BuildRequest]) -> CheckResult:
+        """Check a Dockerfile by docker's rules, every stage of it, and build nothing; an error of the file is told too.
+
+        Raises NotFound for no Dockerfile, InvalidInput for malformed options.
+        """
+        from pylayers.build.check import check
+        from pylayers.build.request import read_request
+
+        return check(self.store, read_request(context, given))
 
     def collect(self) -> int:
         """Delete what nothing needs any more, snapshots included; return the bytes freed in the store."""
