@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.descriptor import Descriptor
@@ -27,23 +27,34 @@ def assemble(store: Store, config: ImageConfig, layer_sizes: Sequence[int]) -> A
 
     Equal inputs give equal digests. Writes nothing when the image is there already.
     """
-    content = config.to_json()
-    layers = tuple(
+    layers = [
         Descriptor(MEDIA_LAYER_TAR, diff_id, size_bytes)
         for diff_id, size_bytes in zip(config.diff_ids, layer_sizes, strict=True)
-    )
-    manifest = Manifest(Descriptor(MEDIA_CONFIG, config.digest, len(content)), layers)
+    ]
+    return store_image(store, config, make_manifest(config, layers))
+
+
+def make_manifest(
+    config: ImageConfig, layers: Sequence[Descriptor], annotations: Mapping[str, str] | None = None
+) -> Manifest:
+    """Return the manifest of an image."""
+    size_bytes = len(config.to_json())
+    return Manifest(Descriptor(MEDIA_CONFIG, config.digest, size_bytes), tuple(layers), annotations=annotations or {})
+
+
+def store_image(store: Store, config: ImageConfig, manifest: Manifest) -> AssembledImage:
+    """Store an image's two documents and record it. Writes nothing when the image is there already."""
     digest = manifest.digest
     if store.metadata.images.get(digest) is not None:
         return AssembledImage(digest, manifest.config.digest, existed=True)
-    store.blobs.put(content)
+    store.blobs.put(config.to_json())
     store.blobs.put(manifest.to_json())
     store.metadata.images.add(
         ImageRecord(
             digest=digest,
             config_digest=manifest.config.digest,
             diff_ids=config.diff_ids,
-            size_bytes=sum(layer_sizes),
+            size_bytes=sum(layer.size_bytes for layer in manifest.layers),
             built_ns=time.time_ns(),
         )
     )
