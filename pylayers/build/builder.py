@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,12 @@ def build(
     """
     started = time.perf_counter()
     refuse_unfinished(options)
+    if options.outputs or options.annotations:
+        from pylayers.build.deliver import read_delivery
+
+        read_delivery(options)  # what is wrong with it is told before anything is built
+        if len(options.platforms) > 1:
+            raise Unsupported("--output and --annotation are not supported yet for several platforms")
     if len(options.platforms) > 1:
         from pylayers.build.multi import build_platforms
 
@@ -160,8 +167,8 @@ def read_epoch_argument(options: BuildOptions) -> BuildOptions:
 def refuse_unfinished(options: BuildOptions) -> None:
     """Refuse by name what this version doesn't do yet."""
     for name in (
-        "annotations", "secrets", "ssh", "add_hosts", "shm_size", "ulimits", "allow",
-        "outputs", "attestations", "split_layers", "rewrite_timestamp",
+        "secrets", "ssh", "add_hosts", "shm_size", "ulimits", "allow",
+        "attestations", "split_layers", "rewrite_timestamp",
     ):  # fmt: skip
         if getattr(options, name):
             raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
@@ -310,6 +317,19 @@ def finish(session: BuildSession, state: StageState, references: list[Reference]
     )
     session.cache.touch(session.hits)
     session.trees.record(state.diff_ids)
+    if options.outputs or options.annotations:
+        from pylayers.build.deliver import BuiltImage, deliver
+
+        made = deliver(session, [BuiltImage(config, state.base_count)], [str(one) for one in references])
+        return BuildResult(
+            image_digest=made.digest,
+            config_digest=made.config_digest,
+            references=tuple(Reference.parse(name).familiar for name in made.names),
+            steps=tuple(session.finished),
+            warnings=tuple(session.warnings),
+            seconds=time.perf_counter() - started,
+            diff_ids=made.diff_ids,
+        )
     image = assemble(store, config, [store.layers.size_bytes(diff_id) for diff_id in state.diff_ids])
     for reference in references:
         if store.metadata.references.get(str(reference)) != image.digest:

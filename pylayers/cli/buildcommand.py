@@ -27,9 +27,9 @@ def make_option(option: Option) -> click.Option:
 
 
 @click.pass_obj
-def take(session: Session, /, **given: Any) -> None:
+def take(session: Session, /, **given: Any) -> int:
     """Build with what click has read."""
-    perform_build(session, **given)
+    return perform_build(session, **given)
 
 
 build = click.Command(

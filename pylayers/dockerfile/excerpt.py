@@ -26,4 +26,5 @@ def cut(line: str) -> str:
     """Return a line fit for showing."""
     text = line.rstrip("\r")
     shown = text if len(text) <= LINE_LENGTH else text[:LINE_LENGTH] + "…"
-    return replace_surrogates("".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in shown))
+    fit = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in shown)
+    return replace_surrogates(fit)
