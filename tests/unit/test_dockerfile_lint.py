@@ -19,7 +19,7 @@ def found(text: str, **options: object) -> list[tuple[str, int, str]]:
     [
         ("FROM a AS Base", "StageNameCasing", 1, "Stage name 'Base' should be lowercase"),
         ("FROM a as b", "FromAsCasing", 1, "'as' and 'FROM' keywords' casing do not match"),
-        ("FROM a\nRUN a \\\n\n b", "NoEmptyContinuation", 2, "Empty continuation line"),
+        ("FROM a\nRUN a \\\n\n b", "NoEmptyContinuation", 4, "Empty continuation line"),
         ("FROM a\nrun b\nUSER c", "ConsistentInstructionCasing", 2,
          "Command 'run' should match the case of the command majority (uppercase)"),
         ("from a\nrun b\nUser c", "ConsistentInstructionCasing", 3,
