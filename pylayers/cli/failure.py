@@ -58,8 +58,7 @@ def perform(arguments: list[str]) -> int:
             from pylayers.cli.session import Session
 
             given, values = plain
-            build(Session(given.get("root"), given.get("driver"), given.get("runtime")), **values)
-            return 0
+            return build(Session(given.get("root"), given.get("driver"), given.get("runtime")), **values)
     import click
 
     from pylayers.cli.group import root
