@@ -111,11 +111,11 @@ def check(store: Store, options: BuildOptions) -> CheckResult:
                      one.span.end_line or one.span.line, excerpt(content, one.span))
         for one in found
     )  # fmt: skip
-    error = find_error(options, dockerfile)
-    if error is None and warnings and settings.error:
+    refused = find_error(options, dockerfile)
+    if refused is None and warnings and settings.error:
         rules_found = ", ".join(dict.fromkeys(one.rule for one in warnings))
-        error = InvalidInput(f"lint violation found for rules: {rules_found}")
-    return CheckResult(warnings, None if error is None else with_excerpt(error, content))
+        refused = InvalidInput(f"lint violation found for rules: {rules_found}")
+    return CheckResult(warnings, None if refused is None else with_excerpt(refused, content))
 
 
 def find_error(options: BuildOptions, dockerfile: Dockerfile) -> PylayersError | None:
