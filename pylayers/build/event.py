@@ -59,6 +59,54 @@ class StepFinished:
     diff_id: str | None
 
 
+class Cause(str, Enum):
+    """Name why a step was cached, or why it was not."""
+
+    BASE = "base"  # a FROM: nothing to look up
+    REUSED = "reused"  # cached
+    EQUAL_TREE = "equal_tree"  # cached, though the layers below are others: their tree is equal
+    NEW = "new"  # no earlier step is like it
+    NO_CACHE = "no_cache"  # asked not to look
+    COLLECTED = "collected"  # the earlier result is gone from the store
+    PARENT = "parent"  # the tree or the layers below changed
+    INSTRUCTION = "instruction"  # sources, destination or flags
+    COMMAND = "command"
+    ENVIRONMENT = "environment"  # variables, by name
+    CONTENT = "content"  # of what is copied or mounted
+    OPTION = "option"  # network, user, working directory, mounts
+    CONFIGURATION = "configuration"  # what earlier instructions configured
+    EARLIER_STEP = "earlier_step"  # known, but an earlier step was performed
+    PARTS = "parts"  # how many layers of a split step were made
+
+
+@record
+class PathDifference:
+    """Name a path that differs from an earlier result, and what about it, such as "content" or "mode 0644 → 0755"."""
+
+    path: str
+    differences: tuple[str, ...]
+
+
+@record
+class Reason:
+    """Give one reason for a step's status; `paths` holds the first of `path_count` differences."""
+
+    cause: Cause
+    message: str
+    names: tuple[str, ...] = ()
+    paths: tuple[PathDifference, ...] = ()
+    path_count: int = 0
+
+
+@record
+class StepExplained:
+    """Tell why a step was cached or not, right before it finishes; only with explain=True."""
+
+    step: Step
+    status: StepStatus
+    reasons: tuple[Reason, ...]
+
+
 @record
 class BuildWarning:
     """Carry a warning; `rule` is the check's name where it has one."""
@@ -78,7 +126,7 @@ class BuildFinished:
     seconds: float
 
 
-Event = StepStarted | StepOutput | StepFinished | BuildWarning | BuildFinished
+Event = StepStarted | StepOutput | StepExplained | StepFinished | BuildWarning | BuildFinished
 Subscriber = Callable[[Event], None]
 
 

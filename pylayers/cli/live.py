@@ -14,9 +14,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from pylayers.build.event import BuildWarning, Event, Step, StepFinished, StepOutput, StepStarted, StepStatus
+from pylayers.build.event import (
+    BuildWarning,
+    Event,
+    Step,
+    StepExplained,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+    StepStatus,
+)
 from pylayers.cli.form import clip
-from pylayers.cli.progress import LineSplitter, Writer, key_of, name_of, show_outcome, show_result, show_warning
+from pylayers.cli.progress import (
+    LineSplitter,
+    Writer,
+    key_of,
+    name_of,
+    show_outcome,
+    show_reasons,
+    show_result,
+    show_warning,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -39,6 +57,7 @@ class RunningStep:
     started: float
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     outputs: dict[str, LineSplitter] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)  # shown below its last line
 
 
 class LiveProgress:
@@ -68,10 +87,16 @@ class LiveProgress:
                 if running is not None:
                     splitter = running.outputs.setdefault(event.stream, LineSplitter())
                     running.lines.extend(clean(line) for line in splitter.add(event.content))
+            elif isinstance(event, StepExplained):
+                running = self._running.get(key_of(event.step))
+                if running is not None:
+                    running.reasons = show_reasons(event)
             elif isinstance(event, StepFinished):
-                self._running.pop(key_of(event.step), None)
+                running = self._running.pop(key_of(event.step), None)
                 self._finished += 1
                 self._print(f"{MARKS[event.status]} {name_of(event.step)}  {show_outcome(event)}")
+                for line in running.reasons if running is not None else ():
+                    self._print(f"    {line}")
             elif isinstance(event, BuildWarning):
                 self._print(show_warning(event))
 

@@ -13,6 +13,7 @@ from pylayers.build.event import (
     BuildWarning,
     Event,
     Step,
+    StepExplained,
     StepFinished,
     StepOutput,
     StepStarted,
@@ -83,6 +84,17 @@ def show_outcome(event: StepFinished) -> str:
     word = "ERROR" if event.status is StepStatus.FAILED else "DONE"
     size = f" {show_size(event.size_bytes)}" if event.size_bytes else ""
     return f"{word} {event.seconds:.1f}s{size}"
+
+
+def show_reasons(event: StepExplained) -> list[str]:
+    """Return why a step was cached or not, with the paths that differ."""
+    lines = []
+    for reason in event.reasons:
+        lines.append(printable(f"because {reason.cause.value.replace('_', ' ')}: {reason.message}"))
+        lines += [printable(f"  {one.path}: {', '.join(one.differences)}") for one in reason.paths]
+        if reason.path_count > len(reason.paths):
+            lines.append(f"  … and {reason.path_count - len(reason.paths)} more")
+    return lines
 
 
 def show_result(result: BuildResult) -> list[str]:
@@ -168,6 +180,8 @@ class PlainProgress:
             known = self._start(event.step)
             splitter = known.outputs.setdefault(event.stream, LineSplitter())
             self._print_output(known, splitter.add(event.content))
+        elif isinstance(event, StepExplained):
+            self._print(self._start(event.step).number, show_reasons(event))
         elif isinstance(event, StepFinished):
             known = self._start(event.step)
             for splitter in known.outputs.values():
@@ -207,6 +221,7 @@ class JsonProgress:
     NAMES: ClassVar[dict[type[Event], str]] = {
         StepStarted: "step_started",
         StepOutput: "step_output",
+        StepExplained: "step_explained",
         StepFinished: "step_finished",
         BuildWarning: "build_warning",
         BuildFinished: "build_finished",
@@ -224,7 +239,7 @@ class JsonProgress:
         values = to_mapping(event)
         if isinstance(event, StepOutput):
             values["content"] = event.content.decode(errors="replace")
-        elif isinstance(event, StepFinished):
+        elif isinstance(event, StepFinished | StepExplained):
             values["status"] = event.status.value
         self._writer.write(json.dumps({"event": self.NAMES[type(event)], **values}) + "\n")
 
