@@ -16,6 +16,7 @@ from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.match import match
 from pylayers.errors import InvalidInput, NotFound, SourceSpan, Unsupported
+from pylayers.record import replace
 from pylayers.store.entry import SOURCE_STRUCT
 
 ACCOUNT_LIMIT_BYTES = 1 << 20
@@ -55,8 +56,12 @@ def copy_opened(
     rows = lay_out(merged, trees, destination, owner, session.epoch_s, instruction.span)
     made = store_rows(session, state, rows)
     # Of what was written, which an edit since the look-up may have made something else than what was looked up.
-    key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
-    session.cache.record(key, partial, "copy", instruction.original, made)
+    inputs = [(input_name(tree), tree.digest()) for tree in trees]
+    key = copy_key(partial, inputs)
+    from pylayers.build.fact import copy_facts
+
+    facts = copy_facts(session, state, instruction, shown, options, inputs)
+    session.cache.record(key, partial, "copy", instruction.original, replace(made, inputs=facts))
     return made, StepStatus.BUILT
 
 

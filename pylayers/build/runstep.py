@@ -10,6 +10,7 @@ from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput, Unsupported
+from pylayers.record import replace
 
 # Values that come and go with the machine: they reach the command but never the key.
 UNKEYED_ARGUMENTS = frozenset(
@@ -30,14 +31,17 @@ def run_command(
     network = choose_network(session, instruction)
     working_dir = state.config.working_dir or "/"
     parent = session.trees.identity(state.diff_ids)
-    key = run_key(parent, command, keyed, working_dir, state.config.user, (network,), ())
+    inputs = (command, keyed, working_dir, state.config.user, (network,), ())
+    key = run_key(parent, *inputs)
     found = session.reuse(key)
     if found is not None:
         return found, StepStatus.CACHED
+    from pylayers.build.fact import run_facts
     from pylayers.build.runexecute import execute  # what only an execution needs isn't loaded for a cached step
 
     made = execute(session, state, instruction, command, environment, network, step)
-    session.cache.record(key, "", "run", instruction.original, made)
+    facts = run_facts(session, state, instruction, *inputs)
+    session.cache.record(key, "", "run", instruction.original, replace(made, inputs=facts))
     return made, StepStatus.BUILT
 
 
