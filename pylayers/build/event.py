@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, StrEnum
 
 from pylayers.record import field, record
 
@@ -59,7 +59,7 @@ class StepFinished:
     diff_id: str | None
 
 
-class Cause(str, Enum):
+class Cause(StrEnum):
     """Name why a step was cached, or why it was not."""
 
     BASE = "base"  # a FROM: nothing to look up

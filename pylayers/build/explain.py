@@ -183,7 +183,9 @@ class Explainer:
 
 def explain_hit(state: StageState, hit: StepRecord) -> list[Reason]:
     """Say which earlier result was reused, and whether another history led to the same tree."""
-    made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(hit.created_ns / 10**9)) if hit.created_ns else "elsewhere"
+    made = "elsewhere"
+    if hit.created_ns:
+        made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(hit.created_ns / 10**9))
     reasons = [Reason(Cause.REUSED, f"made {made} by {clip(hit.instruction)}" if hit.instruction else f"made {made}")]
     chain = hit.inputs.get("chain") if isinstance(hit.inputs, Mapping) else None
     if chain is not None and chain != chain_fact(state):
