@@ -96,5 +96,5 @@ def test_entitlements() -> None:
     demand(options, "device", "RUN --device", "/dev/fuse")
     with pytest.raises(Unsupported, match="device is not allowed"):
         demand(options, "device", "RUN --device", "/dev/kvm")
-    with pytest.raises(Unsupported, match="security.insecure is not allowed"):
+    with pytest.raises(Unsupported, match=r"security\.insecure is not allowed"):
         demand(options, "security.insecure", "RUN --security=insecure")
