@@ -78,7 +78,9 @@ def read_sbom(given: dict[str, str] | None) -> SbomRequest | None:
         )
     form = given.get("format", "spdx")
     if form not in FORMATS:
-        raise InvalidInput(f"unknown sbom format {form!r}{suffix_suggestion(form, FORMATS)}", hint="use spdx or cyclonedx")
+        raise InvalidInput(
+            f"unknown sbom format {form!r}{suffix_suggestion(form, FORMATS)}", hint="use spdx or cyclonedx"
+        )
     return SbomRequest(form)
 
 
@@ -90,7 +92,9 @@ def read_provenance(given: dict[str, str] | None) -> ProvenanceRequest | None:
     if mode not in MODES:
         raise InvalidInput(f"invalid provenance mode {mode!r}", hint="use mode=min or mode=max")
     if version != "v1":
-        raise Unsupported(f"provenance version {version!r} is not written here", hint="leave version out, or use version=v1")
+        raise Unsupported(
+            f"provenance version {version!r} is not written here", hint="leave version out, or use version=v1"
+        )
     return ProvenanceRequest(mode, given.get("builder-id", ""), read_flag("provenance", given, "reproducible"))
 
 

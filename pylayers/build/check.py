@@ -49,7 +49,7 @@ class CheckResult:
 
 
 def warn_build(session: BuildSession, dockerfile: Dockerfile, plan: Plan, content_digest: str) -> None:
-    """Tell a build's warnings, from the cache where the file was checked before. Raises InvalidInput where they count."""
+    """Tell a build's warnings, kept where the file was checked before. Raises InvalidInput where they count."""
     chosen = session.options.arguments.get(SETTINGS_ARGUMENT, dockerfile.directive("check") or "")
     names = {index: tuple(state.config.environment()) for index, state in session.bases.items()}
     fields = [content_digest, dockerfile.file, chosen, str(plan.target), repr(sorted(names.items()))]

@@ -15,7 +15,7 @@ PORT_LIMIT = 65_535
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
 
-def configure(
+def configure(  # noqa: PLR0912
     state: StageState,
     instruction: df.Instruction,
     build_arguments: Mapping[str, str],

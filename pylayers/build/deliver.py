@@ -114,7 +114,9 @@ def check_place(output: Output) -> None:
     if directory and place.exists() and not place.is_dir():
         raise InvalidInput(f"destination directory {place} is a file")
     if not directory and place.is_dir():
-        raise InvalidInput(f"destination file {place} is a directory", hint=f"name a file in it: dest={place}/image.tar")
+        raise InvalidInput(
+            f"destination file {place} is a directory", hint=f"name a file in it: dest={place}/image.tar"
+        )
 
 
 def deliver(session: BuildSession, images: Sequence[BuiltImage], references: Sequence[str]) -> Delivered:

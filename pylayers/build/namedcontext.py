@@ -37,7 +37,7 @@ def context_key(name: str) -> str:
 
 
 def open_contexts(given: Mapping[str, str], cache_of: LocalSource) -> dict[str, LocalSource]:
-    """Open the named contexts that are directories; look whether the others are there. Raises NotFound, InvalidInput."""
+    """Open the named contexts that are directories; look whether the others are there. Raises NotFound."""
     found: dict[str, LocalSource] = {}
     for name, place in given.items():
         check_name(name)
@@ -76,10 +76,7 @@ def load_context(session: BuildSession, place: str, platform: Platform, span: So
     from pylayers.transfer.rootfs import import_layer
 
     path = Path(os.path.realpath(place))
-    if path.is_dir():
-        diff_id = pack_directory(session, path, span)
-    else:
-        diff_id = import_layer(session.store, path).diff_id
+    diff_id = pack_directory(session, path, span) if path.is_dir() else import_layer(session.store, path).diff_id
     session.hold("layer", diff_id)
     return state_of(platform, ImageConfig(platform.architecture, platform.os, diff_ids=(diff_id,)))
 
@@ -134,7 +131,9 @@ def load_layout(session: BuildSession, place: str, platform: Platform, span: Sou
     content = read_blob(directory, manifest.config.digest)
     config = ImageConfig.from_json(content)
     if len(config.diff_ids) != len(manifest.layers):
-        raise IntegrityError(f"{place}: the config names {len(config.diff_ids)} layers, the manifest {len(manifest.layers)}")
+        raise IntegrityError(
+            f"{place}: the config names {len(config.diff_ids)} layers, the manifest {len(manifest.layers)}"
+        )
     for diff_id, descriptor in zip(config.diff_ids, manifest.layers, strict=True):
         session.hold("layer", diff_id)
         if session.store.layers.exists(diff_id):
@@ -142,7 +141,9 @@ def load_layout(session: BuildSession, place: str, platform: Platform, span: Sou
         made = import_layer(session.store, blob_path(directory, descriptor.digest))
         session.hold("layer", made.diff_id)
         if made.diff_id != diff_id:
-            raise IntegrityError(f"{place}: layer {descriptor.digest} holds {made.diff_id}, and the config says {diff_id}")
+            raise IntegrityError(
+                f"{place}: layer {descriptor.digest} holds {made.diff_id}, and the config says {diff_id}"
+            )
     offered = Platform(config.os, config.architecture, config.variant)
     return state_of(offered, config)
 
@@ -155,7 +156,8 @@ def choose_manifest(directory: Path, wanted: str, platform: Platform, span: Sour
         if is_digest(wanted):
             document = parse_manifest(read_blob(directory, wanted))
         else:
-            named = [one for one in index.manifests if one.annotations.get(REFERENCE_ANNOTATION) in (wanted, f":{wanted}")
+            names = (wanted, f":{wanted}")
+            named = [one for one in index.manifests if one.annotations.get(REFERENCE_ANNOTATION) in names
                      or one.annotations.get(REFERENCE_ANNOTATION, "").endswith(f":{wanted}")]  # fmt: skip
             if not named:
                 tags = [one.annotations.get(REFERENCE_ANNOTATION, "") for one in index.manifests]

@@ -103,11 +103,10 @@ def parse_output(text: str) -> Output:
         raise InvalidInput(f"--output {text}: type is required", hint=f"one of {', '.join(TYPES)}")
     if kind not in TYPES:
         raise InvalidInput(
-            f"--output {text}: there is no type {kind!r}{suffix_suggestion(kind, TYPES)}", hint=f"one of {', '.join(TYPES)}"
+            f"--output {text}: there is no type {kind!r}{suffix_suggestion(kind, TYPES)}",
+            hint=f"one of {', '.join(TYPES)}",
         )
-    annotations = tuple(
-        read_annotation_key(key, given.pop(key)) for key in list(given) if key.startswith("annotation")
-    )
+    annotations = tuple(read_annotation_key(key, given.pop(key)) for key in list(given) if key.startswith("annotation"))
     return build_output(text, kind, given, annotations)
 
 
@@ -237,9 +236,7 @@ def split_fields(text: str, what: str) -> list[str]:
             end = text.find(",", at)
             end = len(text) if end < 0 else end
             if '"' in text[at:end]:
-                raise InvalidInput(
-                    f"{what} {text}: a quote inside a field", hint='quote the whole field: "dest=a,b"'
-                )
+                raise InvalidInput(f"{what} {text}: a quote inside a field", hint='quote the whole field: "dest=a,b"')
             fields.append(text[at:end])
             at = end
         if at >= len(text):
@@ -251,7 +248,9 @@ def read_annotation_key(key: str, value: str) -> Annotation:
     """Read annotation.KEY, annotation-TYPE.KEY or annotation-TYPE[PLATFORM].KEY of an output."""
     found = _ANNOTATION_KEY.match(key)
     if found is None:
-        raise InvalidInput(f"invalid annotation {key!r}", hint="give annotation.KEY=VALUE or annotation-index.KEY=VALUE")
+        raise InvalidInput(
+            f"invalid annotation {key!r}", hint="give annotation.KEY=VALUE or annotation-index.KEY=VALUE"
+        )
     return make_annotation(found[1] or "manifest", found[2], found[3], value)
 
 

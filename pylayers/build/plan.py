@@ -210,7 +210,7 @@ def refuse_later(dockerfile: Dockerfile, stage: Stage, needed: int, instruction:
 
 
 def check_circles(dockerfile: Dockerfile) -> None:
-    """Refuse stages that read from each other, whether the target reaches them or not. Checks every stage number too."""
+    """Refuse stages that read from each other, whether the target reaches them or not, and bad stage numbers."""
     edges: list[list[tuple[int, SourceSpan]]] = []
     forward = False
     for stage in dockerfile.stages:

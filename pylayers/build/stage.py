@@ -55,7 +55,8 @@ class StageBuilder:
         if not planned.replaced:
             instructions += (*self.read_triggers(), *planned.stage.instructions)
         state: StageState | None = None
-        for index, instruction in enumerate(instructions):
+        for index, written in enumerate(instructions):
+            instruction = written
             self.session.check_cancelled()
             if state is not None and not isinstance(instruction, df.From | df.Arg):
                 instruction = instruction.expand(state.environment())

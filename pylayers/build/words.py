@@ -12,15 +12,16 @@ from pylayers.errors import InvalidInput
 from pylayers.oci.config import Healthcheck
 
 SUFFIX = " # buildkit"  # readers of histories know by it that a line is an instruction
-_SIGNALS = frozenset(
-    "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT STOP SYS TERM TRAP "
-    "TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN RTMAX".split()
-)
+_SIGNALS = frozenset((
+    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
+    "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
+    "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX",
+))  # fmt: skip
 _REAL_TIME = re.compile(r"RTMIN\+([1-9]|1[0-5])\Z|RTMAX-([1-9]|1[0-4])\Z")
 _QUOTED_RUNES = {0: "\\x00", 7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 39: "\\'"}
 
 
-def describe(state: StageState, instruction: df.Instruction) -> str:
+def describe(state: StageState, instruction: df.Instruction) -> str:  # noqa: PLR0911
     """Write an expanded instruction, after which a stage has this state, as the image's history shows it."""
     match instruction:
         case df.Run():

@@ -1,7 +1,8 @@
 """SLSA provenance, version 1: how an image was made, and from what.
 
 The fields are those that BuildKit documents for its build type, so that its readers understand them. Nothing in it
-depends on the day: times are left out. Source: slsa.dev/spec/v1.1/provenance, BuildKit's docs/attestations/slsa-definitions.
+depends on the day: times are left out. Source: slsa.dev/spec/v1.1/provenance, BuildKit's
+docs/attestations/slsa-definitions.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ def make_provenance(build: BuildRecord, mode: str) -> Predicate:
             "data": base64.b64encode(build.dockerfile).decode(),
         }
         metadata["buildkit_metadata"] = {"source": {"infos": [source]}}
+    internal["platform"] = str(build.platform)
     document: dict[str, object] = {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
             "externalParameters": {"configSource": {"path": build.dockerfile_path}, "request": request},
-            "internalParameters": {**internal, "platform": str(build.platform)},
+            "internalParameters": internal,
             "resolvedDependencies": [
                 {"uri": material.uri, "digest": dict(material.digests)} for material in sort_materials(build.materials)
             ],

@@ -73,7 +73,11 @@ def name_root(root: Descriptor, names: Sequence[str]) -> tuple[Descriptor, ...]:
     named = []
     for name in names:
         reference = Reference.parse(name).with_default_tag()
-        annotations = {**root.annotations, NAME_ANNOTATION: str(reference), REFERENCE_ANNOTATION: reference.tag or "latest"}
+        annotations = {
+            **root.annotations,
+            NAME_ANNOTATION: str(reference),
+            REFERENCE_ANNOTATION: reference.tag or "latest",
+        }
         named.append(replace(root, annotations=annotations))
     return tuple(named) or (root,)
 
@@ -126,7 +130,8 @@ def compress_layer(store: Store, diff_id: str, compression: str, level: int | No
         raise translate_os_error(error, "compress a layer") from error
     if digest_from_hex(plain.hexdigest()) != diff_id:
         raise IntegrityError(
-            f"layer {diff_id}: its tar's digest is sha256:{plain.hexdigest()}", hint="run: pylayers system check --repair"
+            f"layer {diff_id}: its tar's digest is sha256:{plain.hexdigest()}",
+            hint="run: pylayers system check --repair",
         )
     digest = digest_from_hex(packed.hexdigest())
     return Descriptor(MEDIA_TYPES[compression], digest, size_bytes), Blob(digest, size_bytes, target)
@@ -152,7 +157,7 @@ def open_compressor(compression: str, level: int | None) -> Compressor:
     return Compressor(compression, level)
 
 
-def make_compressor(compression: str, level: int | None):  # type: ignore[no-untyped-def] # noqa: ANN201 three libraries' own types
+def make_compressor(compression: str, level: int | None):  # type: ignore[no-untyped-def]
     """Return the library's object: isal for gzip's default, zlib for a level that was asked for, zstandard."""
     if compression == "zstd":
         import zstandard

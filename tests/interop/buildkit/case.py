@@ -8,13 +8,13 @@ A case begins with `==== name`, goes on with `key: value` lines and then has sec
     refused: not found               both engines must refuse, and both messages must have these words (a, b: all)
     check:                           compare what --check finds
     environment: NAME=value          of the build command (repeatable)
-    labs: PATHS                      only frontends that must be fetched know this, so docker is not asked: pylayers must
+    labs: PATHS                      only frontends that must be fetched know it; docker is not asked: pylayers must
                                      make these paths, or refuse it: `labs: refused`
     -- Dockerfile                    also `-- file Dockerfile`
     -- file NAME [mode=0644] [uid=0] [gid=0] [mtime=SECONDS] [xattr.NAME=VALUE] [binary] [size=BYTES]
     -- dir NAME [mode=0755]          -- link NAME -> TARGET      -- hard NAME -> OTHER     -- fifo NAME
     -- archive NAME                  a tar (.gz, .bz2, .xz by name): lines `file|dir|link|hard NAME MODE UID GID TEXT`
-    -- git NAME                      a bare repository: lines `file NAME TEXT`, `commit MESSAGE`, `tag NAME`, `branch NAME`
+    -- git NAME                      bare repository: `file NAME TEXT`, `commit MESSAGE`, `tag NAME`, `branch NAME`
     -- image NAME [options]          the Dockerfile of an image that both build first, with the same context
     -- change                        the sections after this are made between the first and the second build
 

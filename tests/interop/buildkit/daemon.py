@@ -90,7 +90,9 @@ class Daemon:
         told = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"version (\d+)", told)
         if version is None or int(version[1]) < OLDEST_MAJOR:
-            raise DaemonMissing(f"dockerd is too old ({told.strip() or 'no version'}); {OLDEST_MAJOR} or newer is needed")
+            raise DaemonMissing(
+                f"dockerd is too old ({told.strip() or 'no version'}); {OLDEST_MAJOR} or newer is needed"
+            )
 
     def close(self) -> None:
         """Stop the daemon; its mounts go with its namespace."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.interop.buildkit.builder import BASE, TAG, Builder
 from tests.interop.buildkit.case import Case, Section
@@ -22,6 +23,12 @@ ERROR = re.compile(r"^ERROR: (?:failed to build: )?(?:failed to solve: )?(.*)", 
 PLACE = re.compile(r"^\S*Dockerfile\S*:(\d+)$", re.MULTILINE)
 VERTEX = re.compile(r"^#(\d+) (\[.*)$", re.MULTILINE)
 CACHED = re.compile(r"^#(\d+) CACHED$", re.MULTILINE)
+
+
+def first_line(location: dict[str, Any]) -> int:
+    """Return where a warning begins, 0 where docker names no place."""
+    ranges = location.get("ranges")
+    return ranges[0]["start"]["line"] if ranges else 0
 
 
 class DockerBuilder(Builder):
@@ -88,7 +95,7 @@ class DockerBuilder(Builder):
         told = json.loads(done.stdout)
         return {
             "warnings": sorted(
-                [one["ruleName"], one["location"]["ranges"][0]["start"]["line"] if one["location"].get("ranges") else 0, one["detail"]]
+                [one["ruleName"], first_line(one["location"]), one["detail"]]
                 for one in told["warnings"] or []
             ),
             "error": (told.get("buildError") or {}).get("message", ""),

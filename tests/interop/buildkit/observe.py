@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Observation = dict[str, Any]
-STEP = re.compile(r"\[(?:(?P<platform>\w+/\S+) )?(?:(?P<stage>\S+) )?(?P<index>\d+)/(?P<total>\d+)\] (?P<text>.*)", re.DOTALL)
+STEP = re.compile(
+    r"\[(?:(?P<platform>\w+/\S+) )?(?:(?P<stage>\S+) )?(?P<index>\d+)/(?P<total>\d+)\] (?P<text>.*)", re.DOTALL
+)
 SHOWN_INSTRUCTIONS = ("RUN ", "COPY ", "ADD ")
 SETS = ("ExposedPorts", "Volumes")
 

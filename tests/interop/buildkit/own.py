@@ -45,7 +45,7 @@ class OwnBuilder(Builder):
 
     def _build(self, case: Case, options: list[str], environment: Mapping[str, str]) -> tuple[int, str, str]:
         words = ["--root", str(self.root), "build", "--progress=plain", *options]
-        return run(words + [str(self.directory / case.name / "context")], environment)
+        return run([*words, str(self.directory / case.name / "context")], environment)
 
     def observe(self, case: Case, options: list[str], caching: bool) -> Observation:
         """Build and return what came of it."""

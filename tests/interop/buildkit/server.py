@@ -59,7 +59,12 @@ class Servers:
             ["git", "daemon", "--listen=127.0.0.1", f"--port={self._git_port}", "--export-all", "--reuseaddr",
              f"--base-path={self._directory}", str(self._directory)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env={**os.environ, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"},
+            env={
+                **os.environ,
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": "safe.directory",
+                "GIT_CONFIG_VALUE_0": "*",
+            },
         )  # fmt: skip
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
