@@ -59,15 +59,6 @@ def build(
         from pylayers.build.deliver import read_delivery
 
         read_delivery(options)  # what is wrong with it is told before anything is built
-        if len(options.platforms) > 1:
-            raise Unsupported("--output and --annotation are not supported yet for several platforms")
-    if len(options.platforms) > 1:
-        from pylayers.build.multi import build_platforms
-
-        def build_one(one: BuildOptions) -> BuildResult:
-            return build(store, one, open_driver, open_runtime, subscriber, cache)
-
-        return build_platforms(store, options, build_one, subscriber)
     references = [Reference.parse(name).with_default_tag() for name in options.references]
     path = locate_dockerfile(options)
     content = read_content(path)
@@ -142,7 +133,7 @@ def plan_session(session: BuildSession, dockerfile: Dockerfile) -> Plan:
     )
     session.global_arguments = plan.global_arguments
     if session.options.platforms or any(planned.base.platform for planned in plan.stages):
-        from pylayers.build.multi import check_runnable
+        from pylayers.build.emulation import check_runnable
 
         check_runnable(plan, session.platform)
     session.stage_names.clear()
@@ -172,6 +163,11 @@ def refuse_unfinished(options: BuildOptions) -> None:
     ):  # fmt: skip
         if getattr(options, name):
             raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
+    if len(options.platforms) > 1:
+        # An index's images have no name of their own: `image prune` would take them.
+        raise Unsupported(
+            "a build for several platforms is not supported yet", hint="build the platforms one by one, each with a tag"
+        )
 
 
 @contextmanager
