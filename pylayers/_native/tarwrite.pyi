@@ -2,6 +2,8 @@ from collections.abc import Callable
 
 _Buffer = bytes | bytearray | memoryview
 
+DIRECT_NEVER: int
+
 class SourceChanged(OSError):
     """A source file's size is not the record's any more; filename names it."""
 
