@@ -65,7 +65,7 @@ def test_build_then_nothing_to_do(ubuntu: Cli) -> None:
 def test_a_file_as_context(ubuntu: Cli) -> None:
     (ubuntu.directory / "ctx" / "Dockerfile2").write_text("FROM ubuntu\nCOPY a /two\n")
     ubuntu("build", "ctx/Dockerfile2", "-t", "two")
-    assert ubuntu("history", "two", "--format", "{{.CreatedBy}}").stdout.splitlines()[0] == "COPY a /two"
+    assert ubuntu("history", "two", "--format", "{{.CreatedBy}}").stdout.splitlines()[0] == "COPY a /two # buildkit"
 
 
 def test_results_on_stdout_and_in_files(ubuntu: Cli) -> None:
