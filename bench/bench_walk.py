@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pylayers._native import confirm
 from pylayers._native import walk as kernel
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "4000"))
@@ -80,3 +81,10 @@ def bench_same(benchmark, root_fd: int) -> None:
 def bench_recall(benchmark, root_fd: int) -> None:
     old, new = kernel.walk(root_fd), kernel.walk(root_fd)
     benchmark(kernel.recall, *new, *old, FOREVER_NS)
+
+
+@pytest.mark.benchmark(group="compare")
+@pytest.mark.parametrize("threads", [1, 2])
+def bench_confirm(benchmark, root_fd: int, threads: int) -> None:
+    known = kernel.walk(root_fd)
+    assert benchmark(confirm.confirm, root_fd, *known, FOREVER_NS, threads)

@@ -63,7 +63,7 @@ OWNERS: dict[str, tuple[set[str], bool]] = {
 
 MODULE_LINES = 450
 LONGER_MODULES = {  # path below pylayers/ → lines it may have
-    "build/source.py": 480,  # two jobs: what a COPY reads from the context, and from an image; to be parted
+    "build/source.py": 530,  # two jobs: what a COPY reads from the context, and from an image; to be parted
 }
 KERNEL_LINES = 350
 LONGER_KERNELS = {

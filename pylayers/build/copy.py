@@ -64,7 +64,7 @@ class LayerRows:
 
         for rows, skipped, first, count in self.grafts:
             if rows.origin is not None:
-                adopt_hashes(rows.origin.records, rows.start + skipped, self.records, first, count)
+                adopt_hashes(rows.origin.own_table()[0], rows.start + skipped, self.records, first, count)
         for rows, *_ in self.grafts:
             if rows.origin is not None:
                 # Rows that another source covered were not written, so their hashes may still be missing.

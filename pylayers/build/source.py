@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pylayers._native import filehash, graft, tardiff, walk
+from pylayers._native import confirm, filehash, graft, tardiff, walk
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.match import match
 from pylayers.errors import Conflict, InvalidInput, NotFound, translate_os_error
@@ -39,6 +39,11 @@ WORD_MODE = 23
 WORD_FLAGS = 29
 SYMLINK_LIMIT = 40
 DIGEST_NAME = "tree"  # a walk's key says what was walked, so that one name serves all
+# Local file systems that stamp a directory whenever a name in it comes, goes or changes: ext, xfs, btrfs, tmpfs, f2fs,
+# zfs, bcachefs and overlay. Elsewhere every directory is listed again.
+STAMPING_FILESYSTEMS = {
+    0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E, 0x794C7630,
+}  # fmt: skip
 # Labels and overlay's own marks belong to the host, not to the content.
 HOST_XATTRS = (
     b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.", b"user.overlay.", b"system.nfs4",
@@ -69,8 +74,8 @@ class LocalTree:
 
     directory: Path  # what was walked
     root_fd: int
-    records: bytearray
-    heap: bytearray
+    records: Buffer  # the known table's own where that was confirmed
+    heap: Buffer
     top: int  # row of what is copied
     end: int
     name: str  # last component, for destinations that are directories
@@ -113,7 +118,7 @@ class LocalTree:
         if not self.unknown:
             return
         try:
-            filehash.hash_files(self.root_fd, self.records, self.heap, self.unknown, new_hasher())
+            filehash.hash_files(self.root_fd, *self.own_table(), self.unknown, new_hasher())
         except OSError as error:
             if error.errno not in (errno.ESTALE, errno.ENOENT, errno.ELOOP):
                 raise translate_os_error(error, f"read {self.directory}") from error
@@ -144,10 +149,20 @@ class LocalTree:
         return GraftedRows(records, heap, sources, self, self.top)
 
     def ensure_table(self) -> None:
-        """Take hashes and xattrs over from the known table when the walk was found unchanged."""
-        if self.unknown is None and self.known is not None:
-            walk.recall(self.records, self.heap, self.known.records, self.known.heap, self.known.trusted_before_ns)
-            self.unknown = unhashed_rows(self.records)
+        """Take hashes and xattrs over from the known table when the tree was found unchanged."""
+        if self.unknown is not None or self.known is None:
+            return
+        confirmed = self.records is self.known.records
+        records, heap = self.own_table()
+        if not confirmed:
+            walk.recall(records, heap, self.known.records, self.known.heap, self.known.trusted_before_ns)
+        self.unknown = unhashed_rows(records)
+
+    def own_table(self) -> tuple[bytearray, bytearray]:
+        """Return the table to be written into; a confirmed one is a window of the stat cache and is copied first."""
+        if not isinstance(self.records, bytearray) or not isinstance(self.heap, bytearray):
+            self.records, self.heap = bytearray(self.records), bytearray(self.heap)
+        return self.records, self.heap
 
     def remember(self, digest: bytes) -> None:
         """Write what is now known to the stat cache."""
@@ -273,6 +288,11 @@ class LocalSource:
         started_ns = time.time_ns()
         key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint))
         known = self.cache.load(key) if self.cache is not None else None
+        if known is not None and self.confirms(root_fd, known):
+            top, end = self.find_top(walked, only, known.records, known.heap)
+            return LocalTree(
+                walked, root_fd, known.records, known.heap, top, end, name, started_ns, self.cache, key, known, None
+            )
         # A first walk reads the xattrs in its threads; a later one takes most of them from what is known.
         records, heap = walk.walk(root_fd, selector if selector.needed else None, known is None, os.cpu_count() or 1)
         if selector.partial:
@@ -291,14 +311,33 @@ class LocalSource:
         if unknown is not None:
             drop_host_xattrs(records, heap)
             unknown = unhashed_rows(records)
-        table = EntryTable(records, heap)
-        top = 0 if only is None else tardiff.find(records, heap, only)
-        if top < 0:
-            raise NotFound(f"{walked / os.fsdecode(only or b'')} vanished while it was read")
-        end = len(table) if only is None else top + 1
+        top, end = self.find_top(walked, only, records, heap)
         return LocalTree(
             walked, root_fd, records, heap, top, end, name, started_ns, self.cache, key, known, unknown
         )
+
+    def find_top(self, walked: Path, only: bytes | None, records: Buffer, heap: Buffer) -> tuple[int, int]:
+        """Return the rows of what is copied: all, or those of one name. Raises NotFound where it vanished."""
+        if only is None:
+            return 0, len(records) // ENTRY_SIZE_BYTES
+        top = tardiff.find(records, heap, only)
+        if top < 0:
+            raise NotFound(f"{walked / os.fsdecode(only)} vanished while it was read")
+        return top, top + 1
+
+    def confirms(self, root_fd: int, known: KnownTree) -> bool:
+        """Tell, without listing anything, that a walk would find the known tree again.
+
+        Rules with exceptions may have left out a directory for what was not in it, which no known row tells.
+        """
+        if DIGEST_NAME not in known.digests or (self.rules is not None and self.rules.has_exceptions):
+            return False
+        if confirm.read_filesystem_type(root_fd) not in STAMPING_FILESYSTEMS:
+            return False
+        try:
+            return confirm.confirm(root_fd, known.records, known.heap, known.trusted_before_ns, os.cpu_count() or 1)
+        except ValueError:  # damaged: the walk that follows finds out what is still of use
+            return False
 
 
 @record(frozen=False)

@@ -62,6 +62,7 @@ class IgnoreRules:
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
+        self.has_exceptions = any(rule.is_exception for rule in rules)
         self._decided: dict[str, int] = {}
         # Most paths match nothing: these tell so at once, whatever the number of rules.
         self._exact = {rule.pattern for rule in rules if rule.kind == "exact"}

@@ -353,3 +353,25 @@ def test_a_lost_stat_cache_costs_only_time(engine: Engine, tree: Path) -> None:
     assert opened >= set(FILES) - {"empty"}
     assert (statuses(again)[1], again.image_digest) == ("COPY cached", first.image_digest)
     assert build(engine, tree)[1] == set()
+
+
+def test_a_file_that_a_rule_takes_back_is_found_where_nothing_was_before(engine: Engine, tree: Path) -> None:
+    """The folder is left out while it is hollow, so that no row of the table tells what comes into it."""
+    (tree / "hollow").mkdir()
+    (tree / "hollow" / "out").touch()
+    (tree.parent / ".dockerignore").write_text("tree/hollow\n!tree/hollow/keep*\n")
+    time.sleep(OLD_SECONDS)
+    first, _ = build(engine, tree)
+    assert not [name for name in members(engine, first) if "hollow" in name]
+    (tree / "hollow" / "keep").write_bytes(b"kept")
+    assert content(engine, build(engine, tree)[0], "tree/hollow/keep") == b"kept"
+
+
+def test_what_the_rules_leave_out_may_change(engine: Engine, tree: Path) -> None:
+    (tree / "hidden").mkdir()
+    (tree.parent / ".dockerignore").write_text("tree/hidden\n")
+    time.sleep(OLD_SECONDS)
+    first, _ = build(engine, tree)
+    (tree / "hidden" / "file").write_bytes(b"secret")
+    again, opened = build(engine, tree)
+    assert (opened, again.image_digest) == (set(), first.image_digest)

@@ -11,7 +11,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylayers._native import filehash
+from pylayers._native import confirm, filehash
 from pylayers._native import walk as kernel
 from pylayers.store.entry import FLAG_HASHED, EntryTable, path_key
 from tests.oracle.tree import FOREVER_NS, observe_tree, opened, paths_of, unpack
@@ -66,6 +66,7 @@ def test_any_tree_equals_the_oracle(tree: dict[bytes, object], threads: int) -> 
             records, heap = kernel.walk(fd, threads=threads)
             assert unpack(records, heap) == observe_tree(os.fsencode(place))
             assert kernel.same(records, heap, *kernel.walk(fd, xattrs=True), FOREVER_NS)
+            assert confirm.confirm(fd, records, heap, FOREVER_NS, threads)
             rows = len(EntryTable(records, heap))
             filehash.hash_files(fd, records, heap, struct.pack(f"{rows}I", *range(rows)), blake3)
             fresh, fresh_heap = kernel.walk(fd)
@@ -119,3 +120,20 @@ def test_recall_between_any_two_trees_takes_only_equal_rows(
         assert list(memoryview(others).cast("I")) == list(range(len(EntryTable(records, heap))))
         assert kernel.recall(known, known_heap, bytes(known), bytes(known_heap), FOREVER_NS) == b""
         assert kernel.same(records, heap, known, known_heap, FOREVER_NS) is False
+
+
+@settings(deadline=None, max_examples=60)
+@given(TREES, st.data())
+def test_what_is_confirmed_is_what_a_walk_finds(tree: dict[bytes, object], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        make_tree(os.fsencode(place), tree, [])
+        with opened(os.fsencode(place)) as fd:
+            known = kernel.walk(fd)
+            path = data.draw(st.sampled_from(paths_of(unpack(*known))))
+            full = os.path.join(os.fsencode(place), path)
+            if stat.S_ISDIR(os.lstat(full).st_mode):
+                os.close(os.open(os.path.join(full, b"new name"), os.O_CREAT | os.O_CLOEXEC))
+            else:
+                os.unlink(full)
+            assert not confirm.confirm(fd, *known, FOREVER_NS)
+            assert confirm.confirm(fd, *kernel.walk(fd), FOREVER_NS)
