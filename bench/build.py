@@ -48,6 +48,7 @@ class Comparison:
     base: Path
     docker: Docker | None
     works: dict[tuple[str, str], Work] = field(default_factory=dict)
+    with_cold: bool = True
     with_changed: bool = True
     docker_first: bool = False  # by turns: a disk may be slower for whoever comes after a large write
 
@@ -62,8 +63,9 @@ class Comparison:
 
     def play_round(self, source: Source) -> None:
         """Do each kind of work once per side."""
-        self.cold(source)
-        check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
+        if self.with_cold:
+            self.cold(source)
+            check_layer(self.root, name(source), measure_tree(source.directory), ABOVE_DESTINATION)
         self.unchanged(source)
         self.library(source)
         if self.with_changed:
@@ -172,7 +174,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         docker = open_docker(stack, cache, options.docker_root, sources) if options.docker else None
         if docker is not None:
             docker.import_base(base, BASE)
-        comparison = Comparison(cache / "pylayers", base, docker, with_changed=options.changed)
+        comparison = Comparison(
+            cache / "pylayers", base, docker, with_cold=options.cold, with_changed=options.changed
+        )
+        if not options.cold:
+            fresh_root(comparison.root, base, BASE)
         for number in range(options.rounds):
             comparison.docker_first = number % 2 == 1
             for source in sources:
@@ -222,6 +228,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small made-up tree, no docker")
     parser.add_argument("--no-docker", dest="docker", action="store_false", help="pylayers alone")
     parser.add_argument("--no-changed", dest="changed", action="store_false", help="leave out the rebuild of one file")
+    parser.add_argument("--no-cold", dest="cold", action="store_false", help="leave out the build from nothing")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that dockerd and docker are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from pylayers.dockerfile.parse import parse
 from pylayers.errors import InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
 from pylayers.image.assemble import assemble
 from pylayers.oci.config import ImageConfig
+from pylayers.oci.digest import hex_of
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
 from pylayers.record import replace
@@ -100,7 +100,7 @@ def build_content(
         )
         try:
             plan = plan_session(session, dockerfile)
-            warn_build(session, dockerfile, plan, hashlib.sha256(content).hexdigest())
+            warn_build(session, dockerfile, plan, hex_of(content))
             warn_unused(session, dockerfile, plan)
             run_stages(session, plan)
             result = finish(session, session.stages[plan.target], references, started)
@@ -227,7 +227,7 @@ def find_ignore_rules(directory: Path, dockerfile: Path) -> tuple[ignore.IgnoreR
             continue
         except OSError as error:
             raise translate_os_error(error, "read ignore file") from error
-        return ignore.parse(content), hashlib.sha256(content).hexdigest()
+        return ignore.parse(content), hex_of(content)
     return None, ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -37,6 +36,8 @@ class VerifiedReader(io.RawIOBase):
     """Read a file and compare its digest at the end; the last read raises IntegrityError instead of ending."""
 
     def __init__(self, path: Path, digest: str) -> None:
+        import hashlib
+
         super().__init__()
         self._file = path.open("rb", buffering=0)
         self._path = path
@@ -70,6 +71,8 @@ class BlobWriter:
     def __init__(
         self, store: BlobStore, scratch: Path, expected_digest: str | None, size_bytes: int | None, lease: Lease | None
     ) -> None:
+        import hashlib
+
         self._store = store
         self._scratch = scratch
         self._expected = expected_digest

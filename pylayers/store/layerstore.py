@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -181,6 +180,8 @@ class LayerStore:
     @translates("verify a layer")
     def verify_tar(self, diff_id: str) -> None:
         """Hash layer.tar and compare it with the diff_id. Raises IntegrityError, NotFound."""
+        import hashlib
+
         try:
             with (self.path(diff_id) / TAR_NAME).open("rb") as tar:
                 found = f"sha256:{hashlib.file_digest(tar, 'sha256').hexdigest()}"

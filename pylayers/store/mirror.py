@@ -5,13 +5,13 @@ The database is the truth while it exists: the file is written first, the databa
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pylayers.errors import InvalidInput
+from pylayers.oci.digest import hex_of
 from pylayers.oci.document import DOCUMENT_LIMIT_BYTES, Fields, decode, encode
 from pylayers.store.file import remove_file, translates, write_file
 
@@ -26,7 +26,7 @@ class Mirror:
 
     def path(self, key: str) -> Path:
         """Return where a row's file lies."""
-        return self.directory / (hashlib.sha256(key.encode()).hexdigest() + _SUFFIX)
+        return self.directory / (hex_of(key.encode()) + _SUFFIX)
 
     @translates("write a record")
     def write(self, key: str, row: Mapping[str, object]) -> None:

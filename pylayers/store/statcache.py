@@ -7,13 +7,13 @@ then is its checksum compared. A torn, foreign or older-format file counts as ab
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from pylayers.oci.digest import hex_of
 from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer
 from pylayers.store.file import translates, write_file
@@ -51,7 +51,7 @@ class StatCache:
 
     def path(self, root_key: str) -> Path:
         """Return where a key's file lies."""
-        return self._directory / f"{hashlib.sha256(_encode_key(root_key)).hexdigest()}.idx"
+        return self._directory / f"{hex_of(_encode_key(root_key))}.idx"
 
     @translates("read the stat cache")
     def load(self, root_key: str) -> KnownTree | None:
