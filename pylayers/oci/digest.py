@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pylayers.errors import InvalidInput
 
-# The interpreter's own sha256, by its names since 3.12 and before: hashlib would load OpenSSL, which takes longer (2 ms)
-# than all the digests of an unchanged rebuild.
+# The interpreter's own sha256, by its names since 3.12 and before: hashlib would load OpenSSL, which takes longer
+# (2 ms) than all the digests of an unchanged rebuild.
 try:
     from _sha2 import sha256 as _small_sha256  # type: ignore[import-not-found]
 except ImportError:

@@ -163,11 +163,18 @@ class BlobStore:
     @translates("read a blob")
     def read(self, digest: str, limit_bytes: int) -> bytes:
         """Return a whole blob, verified. Raises NotFound, IntegrityError, and InvalidInput above limit_bytes."""
-        found = self.stat(digest)
-        if found.size_bytes > limit_bytes:
-            raise InvalidInput(f"blob {digest}: {found.size_bytes} bytes, more than the limit of {limit_bytes}")
-        with self.open(digest) as stream:
-            return stream.read()
+        size_bytes = self.stat(digest).size_bytes
+        if size_bytes > limit_bytes:
+            raise InvalidInput(f"blob {digest}: {size_bytes} bytes, more than the limit of {limit_bytes}")
+        path = self.path(digest)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"blob {digest} is not stored") from None
+        found = digest_of(content)
+        if found != digest:
+            raise IntegrityError(f"{path}: the content's digest is {found}", hint=CHECK_HINT)
+        return content
 
     @translates("store a blob")
     def ingest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 BUSY_TIMEOUT_MS = 30_000
+BUSY_PAUSE_S = 0.005
 REBUILD_HINT = "run: pylayers system rebuild"
 
 # One tuple of statements per schema version; what is released is never changed, only added to.
@@ -86,7 +88,7 @@ class Database:
                 self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
             )
             try:
-                connection.execute("PRAGMA journal_mode=WAL")
+                choose_journal(connection)
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
                 migrate(connection, self._path)
@@ -159,6 +161,25 @@ class Database:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+
+def choose_journal(connection: sqlite3.Connection) -> None:
+    """Turn on write-ahead logging, which the file then keeps.
+
+    Of two connections that do so at once SQLite refuses one without asking the busy handler (each holds what the other
+    waits for), so that it is asked again here until BUSY_TIMEOUT_MS are over.
+    """
+    import sqlite3
+
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+        time.sleep(BUSY_PAUSE_S)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -232,3 +232,28 @@ def test_a_damaged_database_is_named(store: Store) -> None:
     assert [problem.kind for problem in store.check()] == ["database"]
     store.rebuild()
     assert store.metadata.references.get("n") == A
+
+
+def test_a_new_database_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """Turning on the journal is refused to one of two who do so together, without SQLite's own waiting."""
+    for attempt in range(10):
+        path = tmp_path / f"{attempt}.db"
+        errors: list[BaseException] = []
+        start = threading.Barrier(6)
+
+        def use(path: Path = path, errors: list[BaseException] = errors, start: threading.Barrier = start) -> None:
+            database = Database(path)
+            start.wait()
+            try:
+                database.read("SELECT count(*) FROM step")
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                database.close()
+
+        threads = [threading.Thread(target=use) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
