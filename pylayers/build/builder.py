@@ -83,7 +83,7 @@ def build_content(
 ) -> BuildResult:
     """Build a Dockerfile's content for one platform."""
     dockerfile = parse(content, shown_path(path))
-    with store.lease("build") as lease:
+    with store.lease("build", settled=False) as lease:
         context = open_context(store, options, path)
         session = BuildSession(
             store=store,
@@ -96,6 +96,7 @@ def build_content(
             open_driver=open_driver,
             open_runtime=open_runtime,
             hold=lease.hold,
+            settle=lease.settle,
             subscriber=subscriber,
         )
         try:

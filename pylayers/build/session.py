@@ -37,6 +37,7 @@ class BuildSession:
     open_driver: Callable[[], Snapshotter]
     open_runtime: Callable[[], Runtime]
     hold: Callable[[str, str], None]  # keep (kind, name) from the garbage collector until the build ends
+    settle: Callable[[], None]  # called before anything is made: the collector need not wait for it
     subscriber: Subscriber | None
     global_arguments: Mapping[str, str] = field(default_factory=dict)
     bases: dict[int, StageState] = field(default_factory=dict)  # by stage: base images that were loaded for the plan
@@ -57,14 +58,16 @@ class BuildSession:
     def reuse(self, key: str) -> CachedStep | None:
         """Look a step up and keep its layer from the garbage collector; None when it has to be made."""
         found = None if self.options.no_cache else self.cache.lookup(key)
-        if found is None:
-            return None
-        for diff_id in found.diff_ids:
+        for diff_id in found.diff_ids if found is not None else ():
             # Held first and looked for afterwards: what exists then stays.
             self.hold("layer", diff_id)
             if not self.store.layers.exists(diff_id):
-                return None
-        self.hits.append(key)
+                found = None
+                break
+        if found is None:
+            self.settle()
+        else:
+            self.hits.append(key)
         return found
 
     def made(self, state: StageState, diff_id: str, size_bytes: int) -> CachedStep:

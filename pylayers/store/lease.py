@@ -7,9 +7,9 @@ unlike a process id it cannot be mistaken for another's, and it works across PID
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from pylayers.record import record
 from pylayers.store.database import Database
 
 if TYPE_CHECKING:
+    from pylayers.store.lock import Lock
     from pylayers.store.workspace import Workspace
 
 KINDS = frozenset(("layer", "blob", "snapshot"))
@@ -41,14 +42,13 @@ class Leases:
         self._database = database
         self._workspace = workspace
 
-    def add(self, purpose: str) -> str:
-        """Add a lease of this process and return its id."""
+    def add(self, purpose: str, items: Collection[tuple[str, str]] = ()) -> str:
+        """Add a lease of this process that holds these (kind, name), and return its id."""
         lease_id = os.urandom(16).hex()
-        self._database.execute(
-            "INSERT INTO lease VALUES(?, ?, ?, ?, ?)",
-            (lease_id, purpose, self._workspace.owner(), os.getpid(), time.time_ns()),
-            durable=False,
-        )
+        row = (lease_id, purpose, self._workspace.owner(), os.getpid(), time.time_ns())
+        with self._database.write(durable=False) as connection:
+            connection.execute("INSERT INTO lease VALUES(?, ?, ?, ?, ?)", row)
+            connection.executemany("INSERT INTO lease_item VALUES(?, ?, ?)", [(lease_id, *item) for item in items])
         return lease_id
 
     def hold(self, lease_id: str, kind: str, name: str) -> None:
@@ -86,20 +86,38 @@ class Leases:
 
 
 class Lease:
-    """Keep layers, blobs and snapshots from collection until the context ends."""
+    """Keep layers, blobs and snapshots from collection until the context ends; its threads may share it.
+
+    One that isn't settled yet writes nothing: it keeps collect out by the lock that collect takes. That is for work
+    that mostly finds everything there; whoever has something to make, or to wait for, settles it first.
+    """
 
     def __init__(
         self,
         leases: Leases,
         purpose: str,
-        admit: Callable[[], AbstractContextManager[object]],
+        admit: Callable[[], Lock],
         ended: Callable[[Lease], None],
+        *,
+        settled: bool = True,
     ) -> None:
         self._leases = leases
         self._admit = admit
         self._ended = ended
+        self._mutex = threading.Lock()
+        self._lock = None if settled else admit()  # while this is held nothing can be collected
+        self._noted: set[tuple[str, str]] = set()  # while the lock is held
         self.purpose = purpose
-        self.id: str | None = leases.add(purpose)
+        self.open = True
+        self.id = leases.add(purpose) if settled else ""
+
+    def settle(self) -> None:
+        """Let collect go on: write down what is held, and give its lock back. Harmless when that was done."""
+        with self._mutex:
+            if self._lock is not None:
+                self.id = self._leases.add(self.purpose, self._noted)
+                self._lock.close()
+                self._lock = None
 
     def hold(self, kind: str, name: str) -> None:
         """Hold a "layer" (diff_id), "blob" (digest) or "snapshot" (chain id, or an active key).
@@ -108,22 +126,39 @@ class Lease:
         """
         if kind not in KINDS:
             raise InvalidInput(f"a lease holds a layer, blob or snapshot, not a {kind!r}")
-        if self.id is None:
+        if not self.open:
             raise InvalidInput(f"the lease for {self.purpose!r} has ended")
+        if kind == "snapshot":  # drivers prune theirs without the collect lock
+            self.settle()
+        elif self._note_unsettled(kind, name):
+            return
         with self._admit():
             self._leases.hold(self.id, kind, name)
 
     def note(self, kind: str, name: str) -> None:
         """Hold a thing while the caller has the collect lock."""
-        if self.id is not None:
+        if self.open and not self._note_unsettled(kind, name):
             self._leases.hold(self.id, kind, name)
+
+    def _note_unsettled(self, kind: str, name: str) -> bool:
+        with self._mutex:
+            if self._lock is None:
+                return False
+            self._noted.add((kind, name))
+            return True
 
     def close(self) -> None:
         """End the lease; harmless when it has ended."""
-        if self.id is not None:
-            lease_id, self.id = self.id, None
-            self._ended(self)
-            self._leases.delete(lease_id)
+        if not self.open:
+            return
+        self.open = False
+        self._ended(self)
+        with self._mutex:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+                return
+        self._leases.delete(self.id)
 
     def __enter__(self) -> Lease:
         return self

@@ -106,9 +106,12 @@ class Store:
         return self._workspace.path(prefix)
 
     @translates("take a lease")
-    def lease(self, purpose: str) -> Lease:
-        """Begin a lease. What this Store commits while it is open is held by it (or by the one named at ingest)."""
-        lease = Lease(self.metadata.leases, purpose, self._collect_lock, self._forget)
+    def lease(self, purpose: str, *, settled: bool = True) -> Lease:
+        """Begin a lease. What this Store commits while it is open is held by it (or by the one named at ingest).
+
+        settled=False writes nothing and keeps collect waiting until the lease is settled or ends.
+        """
+        lease = Lease(self.metadata.leases, purpose, self._collect_lock, self._forget, settled=settled)
         with self._mutex:
             self._leases.append(lease)
         return lease

@@ -181,3 +181,78 @@ def test_collecting_while_others_commit_loses_nothing(store: Store) -> None:
     assert errors == []
     store.collect()
     assert list(store.layers.walk()) == []
+
+
+def start_collect(store: Store) -> tuple[threading.Thread, list[tuple[str, ...]]]:
+    """Collect in a thread with a store of its own, and return it with what will have been collected."""
+    found: list[tuple[str, ...]] = []
+
+    def work() -> None:
+        with Store.open(store.root) as mine:
+            found.append(mine.collect().layers)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, found
+
+
+@pytest.mark.parametrize("settled_by", ["settle", "snapshot", "end"])
+def test_collect_waits_for_a_lease_that_is_not_settled(store: Store, settled_by: str) -> None:
+    held, other = add_layer(store, b"held").diff_id, add_layer(store, b"other").diff_id
+    lease = store.lease("build", settled=False)
+    lease.hold("layer", held)
+    made = add_layer(store, b"made").diff_id
+    thread, found = start_collect(store)
+    thread.join(0.2)
+    assert thread.is_alive()
+    assert found == []
+    assert list(store.metadata.leases.walk()) == []
+    if settled_by == "settle":
+        lease.settle()
+        lease.settle()
+    elif settled_by == "snapshot":
+        lease.hold("snapshot", "an-active-key")
+    else:
+        lease.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    if settled_by == "end":
+        assert set(found[0]) == {held, other, made}
+    else:
+        assert found == [(other,)]
+        late = add_layer(store, b"late").diff_id
+        assert store.collect().layers == ()
+        lease.close()
+        assert set(store.collect().layers) == {held, made, late}
+    lease.close()
+    with pytest.raises(InvalidInput, match="ended"):
+        lease.hold("layer", held)
+
+
+def test_a_lease_that_never_settles_writes_nothing(store: Store) -> None:
+    diff_id = add_layer(store, b"a").diff_id
+    path = store.root / "image" / "metadata.db"
+    assert store.metadata.steps.get("missing") is None
+    store.metadata.close()
+    before = path.stat()
+    with store.lease("build", settled=False) as lease:
+        lease.hold("layer", diff_id)
+        assert store.metadata.steps.get("missing") is None
+    store.metadata.close()
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_the_lock_goes_with_the_process_of_an_unsettled_lease(store: Store) -> None:
+    ready, ready_write = os.pipe()
+    diff_id = add_layer(store, b"a").diff_id
+    child = os.fork()
+    if child == 0:
+        other = Store.open(store.root)
+        other.lease("build", settled=False).hold("layer", diff_id)
+        os.write(ready_write, b"x")
+        os._exit(0)
+    os.read(ready, 1)
+    os.waitpid(child, 0)
+    assert store.collect().layers == (diff_id,)
+    os.close(ready)
+    os.close(ready_write)
