@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import stat
+from typing import TYPE_CHECKING
 
-from pylayers.build.base import load_base, open_local_context
+from pylayers.build.base import open_local_context
 from pylayers.build.cache import CachedStep
 from pylayers.build.cachekey import copy_key, copy_partial_key
-from pylayers.build.copy import Ancestors, LayerRows, Ownership, lay_out, place_destination
+from pylayers.build.destination import place_destination
 from pylayers.build.event import StepStatus
-from pylayers.build.plan import find_stage_name
 from pylayers.build.session import BuildSession
-from pylayers.build.source import ImageTree, LocalTree, SourceTree, clean_source
+from pylayers.build.source import LocalSource, Ownership
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
-from pylayers.dockerfile.match import match
-from pylayers.errors import InvalidInput, NotFound, SourceSpan, Unsupported
+from pylayers.errors import InvalidInput, SourceSpan, Unsupported
 from pylayers.record import replace
-from pylayers.store.entry import SOURCE_STRUCT
 
-ACCOUNT_LIMIT_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from pylayers.build.copy import SourceTree
+    from pylayers.build.layerrows import LayerRows
+    from pylayers.build.pathfilter import PathFilter
 
 
 def copy_trees(
     session: BuildSession, state: StageState, instruction: df.Copy | df.Add, stage_index: int
 ) -> tuple[CachedStep, StepStatus]:
-    """Perform a COPY, or an ADD of local files, of the stage with that number."""
+    """Perform a COPY or ADD of the stage with that number."""
     check_supported(instruction)
-    trees = open_trees(session, state, instruction, stage_index)
+    trees: list[SourceTree] = []
     try:
+        open_trees(session, state, instruction, stage_index, trees)
         return copy_opened(session, state, instruction, trees)
     finally:
         for tree in trees:
@@ -39,28 +41,32 @@ def copy_opened(
     session: BuildSession, state: StageState, instruction: df.Copy | df.Add, trees: list[SourceTree]
 ) -> tuple[CachedStep, StepStatus]:
     """Perform a COPY of opened trees: from the cache where its key is known, else in one pass over the sources."""
-    destination = place_destination(instruction.destination, state.config.working_dir or "/", len(trees))
-    shown = destination.path + ("/" if destination.as_directory else "")
-    options = (instruction.chown or "", instruction.chmod or "", getattr(instruction, "from_stage", None) or "")
+    destination = place_destination(instruction.destination, state.config.working_dir or "/")
+    owner = read_ownership(session, instruction)
+    options = name_options(session, instruction)
     parent = session.trees.identity(state.diff_ids)
-    partial = copy_partial_key(parent, shown, instruction.sources, options)
+    partial = copy_partial_key(parent, destination.shown, instruction.sources, options)
     no_cache = session.options.no_cache
     # Without a step of this shape on record no content can hit: the hashes then come out of the one writing pass.
-    if not no_cache and (all_remembered(trees) or session.cache.expects(partial)):
-        key = copy_key(partial, [(input_name(tree), tree.digest()) for tree in trees])
+    if not no_cache and (all_remembered(trees, owner) or session.cache.expects(partial)):
+        key = copy_key(partial, [(input_name(tree), tree.digest(owner)) for tree in trees])
         found = session.reuse(key)
         if found is not None:
             return found, StepStatus.CACHED
-    owner = resolve_owner(session, state, instruction)
-    merged = session.trees.merged(state.diff_ids)
-    rows = lay_out(merged, trees, destination, owner, session.epoch_s, instruction.span)
-    made = store_rows(session, state, rows)
-    # Of what was written, which an edit since the look-up may have made something else than what was looked up.
-    inputs = [(input_name(tree), tree.digest()) for tree in trees]
-    key = copy_key(partial, inputs)
+    from pylayers.build.copy import lay_out
     from pylayers.build.fact import copy_facts
 
-    facts = copy_facts(session, state, instruction, shown, options, inputs)
+    given = resolve_owner(session, state, instruction, owner)
+    merged = session.trees.merged(state.diff_ids)
+    made = CachedStep(None, 0)
+    if trees:  # none where wildcards matched nothing
+        made = store_rows(
+            session, state, lay_out(merged, trees, destination, given, session.epoch_s, instruction.span)
+        )
+    # Of what was written, which an edit since the look-up may have made something else than what was looked up.
+    inputs = [(input_name(tree), tree.digest(owner)) for tree in trees]
+    key = copy_key(partial, inputs)
+    facts = copy_facts(session, state, instruction, destination.shown, options, inputs)
     session.cache.record(key, partial, "copy", instruction.original, replace(made, inputs=facts))
     return made, StepStatus.BUILT
 
@@ -74,9 +80,9 @@ def store_rows(session: BuildSession, state: StageState, rows: LayerRows) -> Cac
     return session.made(state, layer.diff_id, layer.size_bytes)
 
 
-def all_remembered(trees: list[SourceTree]) -> bool:
+def all_remembered(trees: list[SourceTree], owner: Ownership) -> bool:
     """Tell whether every tree's digest is known without reading content."""
-    return all(not isinstance(tree, LocalTree) or tree.remembered_digest() is not None for tree in trees)
+    return all(tree.remembered_digest(owner) is not None for tree in trees)
 
 
 def input_name(tree: SourceTree) -> str:
@@ -84,169 +90,151 @@ def input_name(tree: SourceTree) -> str:
     return "" if tree.is_directory else tree.name
 
 
+def name_options(session: BuildSession, instruction: df.Copy | df.Add) -> tuple[str, ...]:
+    """Return what of a COPY's options enters its key; --link changes nothing here."""
+    options = [instruction.chown or "", instruction.chmod or "", getattr(instruction, "from_stage", None) or ""]
+    if instruction.exclude or getattr(instruction, "parents", False):
+        options += [f"--exclude={pattern}" for pattern in instruction.exclude]
+        options += ["--parents"] * getattr(instruction, "parents", False)
+    if session.options.source_date_epoch_s is not None:
+        options.append(f"SOURCE_DATE_EPOCH={session.options.source_date_epoch_s}")
+    return tuple(options)
+
+
+def read_ownership(session: BuildSession, instruction: df.Copy | df.Add) -> Ownership:
+    """Return what a COPY makes of modes and times, and whether it changes owners (then they don't enter its key).
+
+    Files of a context belong to root, those of an image keep their owners.
+    """
+    name = getattr(instruction, "from_stage", None)
+    owned = bool(instruction.chown) or not name or open_local_context(session, name) is not None
+    account = 0 if owned else -1
+    if not instruction.chmod:
+        return Ownership(account, account)
+    from pylayers.build.filemode import read_mode
+
+    mode, changes = read_mode(instruction.chmod)
+    return Ownership(account, account, mode, changes)
+
+
+def resolve_owner(
+    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, owner: Ownership
+) -> Ownership:
+    """Return an ownership with the account that --chown names, and the time that every row gets."""
+    owner = replace(owner, mtime_s=session.options.source_date_epoch_s)
+    if not instruction.chown:
+        return owner
+    from pylayers.build.account import find_account
+
+    uid, gid = find_account(session, state, instruction.chown, instruction.span)
+    return replace(owner, uid=uid, gid=gid)
+
+
 def check_supported(instruction: df.Copy | df.Add) -> None:
     """Refuse by name what this version doesn't do yet."""
     span = instruction.span
-    if instruction.heredocs:
-        raise Unsupported(f"{instruction.name} with a heredoc is not supported yet", span=span)
-    for flag in ("parents", "exclude", "checksum", "keep_git_dir", "unpack"):
+    for flag in ("checksum", "keep_git_dir", "unpack"):
         if getattr(instruction, flag, None):
             raise Unsupported(f"{instruction.name} --{flag.replace('_', '-')} is not supported yet", span=span)
-    if isinstance(instruction, df.Add):
-        for source in instruction.sources:
-            if "://" in source or source.startswith("git@"):
-                raise Unsupported(f"ADD of a URL is not supported yet: {source}", span=span)
 
 
 def open_trees(
-    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, stage_index: int
-) -> list[SourceTree]:
-    """Open every source of a COPY or ADD."""
+    session: BuildSession,
+    state: StageState,
+    instruction: df.Copy | df.Add,
+    stage_index: int,
+    trees: list[SourceTree],
+) -> None:
+    """Open every source of a COPY or ADD, in order: paths, then here-documents. They are the caller's to close."""
     name = getattr(instruction, "from_stage", None)
-    if name:
-        directory = open_local_context(session, name)
-        if directory is None:
-            return open_image_trees(session, state, instruction, name, stage_index)
-    else:
-        directory = session.context
-    trees: list[SourceTree] = []
-    try:
-        for pattern in instruction.sources:
-            trees.extend(directory.open(path) for path in directory.find(pattern))
-    except BaseException:
-        for tree in trees:
-            tree.close()
-        raise
-    if isinstance(instruction, df.Add):
-        return [unpack_archive(session, tree, instruction.span) for tree in trees]
-    return trees
+    context = open_local_context(session, name) if name else session.context
+    for source in instruction.sources:
+        if context is None:
+            from pylayers.build.imagesource import open_image_source
+
+            trees += open_image_source(session, state, instruction, source, stage_index)
+        elif isinstance(instruction, df.Add):
+            open_added(session, instruction, source, context, trees)
+        else:
+            open_paths(instruction, source, context, trees)
+    if instruction.heredocs:
+        from pylayers.build.imagesource import open_heredocs
+
+        trees += open_heredocs(session, instruction)
 
 
-def unpack_archive(session: BuildSession, tree: SourceTree, span: SourceSpan) -> SourceTree:
+def open_added(
+    session: BuildSession, instruction: df.Add, source: str, context: LocalSource, trees: list[SourceTree]
+) -> None:
+    """Open one source of an ADD by what it is: a git repository, a URL, an archive to unpack, or plain local files."""
+    if "://" in source or source.startswith("git@"):
+        raise Unsupported(f"ADD of a URL is not supported yet: {source}", span=instruction.span)
+    first = len(trees)
+    open_paths(instruction, source, context, trees)
+    for number in range(first, len(trees)):
+        trees[number] = unpack_archive(trees[number], instruction.span)
+
+
+def unpack_archive(tree: SourceTree, span: SourceSpan) -> SourceTree:
     """Refuse what ADD would have to unpack; anything else is copied as it is."""
+    from pylayers.build.source import LocalTree
     from pylayers.transfer.archive import detect_archive
 
-    if isinstance(tree, LocalTree) and not tree.is_directory and detect_archive(tree.directory / tree.name):
-        raise Unsupported(
-            f"ADD of the archive {tree.name} is not supported yet", hint="unpack it first, or use COPY", span=span
-        )
+    if isinstance(tree, LocalTree) and not tree.is_directory:
+        path = tree.directory / tree.table.path(tree.top_entry).decode(errors="surrogateescape")
+        if stat.S_ISREG(tree.top_entry.mode) and detect_archive(path):
+            raise Unsupported(
+                f"ADD of the archive {tree.name} is not supported yet", hint="unpack it first, or use COPY", span=span
+            )
     return tree
 
 
-def open_image_trees(
-    session: BuildSession, state: StageState, instruction: df.Copy | df.Add, name: str, stage_index: int
-) -> list[SourceTree]:
-    """Open the sources of a COPY --from=STAGE|IMAGE, in its merged table."""
-    from pylayers.diff.merge import subtree_end
-    from pylayers.diff.resolve import find_path
+def open_paths(
+    instruction: df.Copy | df.Add, source: str, context: LocalSource, trees: list[SourceTree]
+) -> None:
+    """Open what one path or wildcard names in a local context."""
+    from pylayers.build.source import Hollow
 
-    stage = find_stage_name(session.stage_names, name, before=stage_index)
-    source = (
-        session.stages[stage] if stage is not None else load_base(session, name, state.platform, instruction.span)
-    )
-    table = session.trees.merged(source.diff_ids)
-    layers = session.trees.layers(source.diff_ids)
-    trees: list[SourceTree] = []
-    for pattern in instruction.sources:
-        for path in expand_in_table(session, source, clean_source(pattern)):
-            found = find_path(table, path.encode(errors="surrogateescape"))
-            if found.row is None:
-                raise NotFound(f"{pattern!r} not found in {name}", span=instruction.span)
-            end = subtree_end(table, found.row)
-            trees.append(ImageTree(layers, table, found.row, end, path.rsplit("/", 1)[-1]))
-    return trees
-
-
-def expand_in_table(session: BuildSession, source: StageState, pattern: str) -> list[str]:
-    """Expand wildcards against a merged table; a plain path is returned as it is."""
-    if not any(character in pattern for character in "*?[\\"):
-        return [pattern]
-    table = session.trees.merged(source.diff_ids)
-    depth = pattern.count("/")
-    found = []
-    for entry in table:
-        path = table.path(entry).decode(errors="surrogateescape")
-        if path and path.count("/") == depth and match(pattern, path):
-            found.append(path)
-    if not found:
-        raise NotFound(f"{pattern!r} matches nothing")
-    return found
-
-
-def resolve_owner(session: BuildSession, state: StageState, instruction: df.Copy | df.Add) -> Ownership:
-    """Return what --chown and --chmod ask for; files of a context belong to root, those of an image keep theirs."""
-    uid, gid = (-1, -1) if getattr(instruction, "from_stage", None) else (0, 0)
-    name = getattr(instruction, "from_stage", None)
-    if name and open_local_context(session, name) is not None:
-        uid, gid = 0, 0
-    if instruction.chown:
-        uid, gid = find_account(session, state, instruction.chown, instruction.span)
-    mode = -1
-    if instruction.chmod:
+    source, chosen = choose(instruction, source)
+    found = context.find(source)
+    for path in found:
         try:
-            mode = int(instruction.chmod, 8)
-        except ValueError:
-            raise InvalidInput(
-                f"invalid chmod parameter: {instruction.chmod!r}: expected an octal mode such as 0755",
-                span=instruction.span,
-            ) from None
-        if not 0 <= mode <= 0o7777:
-            raise InvalidInput(f"invalid chmod parameter: {instruction.chmod!r} is beyond 07777", span=instruction.span)
-    return Ownership(uid, gid, mode)
+            trees.append(context.open(path, chosen))
+        except Hollow:
+            if not is_wild(source):
+                raise
 
 
-def find_account(session: BuildSession, state: StageState, text: str, span: SourceSpan | None) -> tuple[int, int]:
-    """Resolve USER[:GROUP], by number or through the image's passwd and group."""
-    user, colon, group = text.partition(":")
-    uid, gid = 0, 0
-    if is_number(user):
-        uid = gid = int(user)
-    elif user:
-        fields = find_line(session, state, b"etc/passwd", user, span, "user")
-        uid, gid = int(fields[2]), int(fields[3])
-    if colon and group:
-        number = group if is_number(group) else find_line(session, state, b"etc/group", group, span, "group")[2]
-        gid = int(number)
-    return uid, gid
+def is_wild(source: str) -> bool:
+    """Tell whether a source may match several paths."""
+    return any(character in source for character in "*?[")
 
 
-def is_number(text: str) -> bool:
-    """Tell whether an account is given by number."""
-    return text.isascii() and text.isdigit()
+def choose(instruction: df.Copy | df.Add, source: str) -> tuple[str, PathFilter | None]:
+    """Return the path to open for a source, and what of it --exclude and --parents choose."""
+    parents = getattr(instruction, "parents", False)
+    if not parents and not instruction.exclude:
+        return source, None
+    from pylayers.build.pathfilter import make_filter, split_pivot
 
-
-def find_line(
-    session: BuildSession, state: StageState, path: bytes, name: str, span: SourceSpan | None, what: str
-) -> list[str]:
-    """Return the fields of a passwd or group line of the image. Raises NotFound."""
-    from pylayers.diff.resolve import read_file
-
-    layers = session.trees.layers(state.diff_ids)
-    try:
-        content = read_file(layers, path, ACCOUNT_LIMIT_BYTES, table=session.trees.merged(state.diff_ids))
-    except NotFound:
-        content = b""
-    for line in content.decode(errors="surrogateescape").splitlines():
-        fields = line.split(":")
-        numbers = fields[2:3] if what == "group" else fields[2:4]
-        if fields[0] == name and numbers and all(number.isdigit() for number in numbers):
-            return fields
-    raise NotFound(f"unable to find {what} {name}: no matching entry in /{path.decode()} of the image", span=span)
+    include = ""
+    if parents:
+        source, include = split_pivot(source)
+    return source, make_filter(include, instruction.exclude)
 
 
 def make_directory(session: BuildSession, state: StageState, path: str, span: SourceSpan) -> CachedStep:
     """Make a WORKDIR's directory as a layer of its own, owned by the current USER; nothing where it exists."""
-    from pylayers.diff.resolve import find_path
+    from pylayers.build.account import find_account
+    from pylayers.build.copy import Layout
 
-    table = session.trees.merged(state.diff_ids)
-    found = find_path(table, path.strip("/").encode(errors="surrogateescape"))
-    if found.entry is not None:
-        if not stat.S_ISDIR(found.entry.mode):
-            raise InvalidInput(f"WORKDIR {path}: it is not a directory", span=span)
-        return CachedStep(None, 0)
     uid, gid = find_account(session, state, state.config.user, span) if state.config.user else (0, 0)
-    ancestors = Ancestors(table, Ownership(uid, gid), session.epoch_s, span)
-    ancestors.need(found.path)
-    made = ancestors.table()
-    sources = SOURCE_STRUCT.pack(-1, 0, 0, 0) * len(made)
-    return store_rows(session, state, LayerRows(bytearray(made.records), bytearray(made.heap), bytearray(sources), []))
+    layout = Layout(session.trees.merged(state.diff_ids), Ownership(uid, gid), session.epoch_s, span)
+    target = layout.resolve(path)
+    exists = layout.is_directory(target)
+    if exists is False:
+        raise InvalidInput(f"WORKDIR {path}: it is not a directory", span=span)
+    if exists:
+        return CachedStep(None, 0)
+    layout.need(target)
+    return store_rows(session, state, layout.rows())

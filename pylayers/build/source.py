@@ -1,4 +1,4 @@
-"""What COPY and ADD read from: trees of a local context, and trees inside an image or stage.
+"""What COPY and ADD read from a local context.
 
 A local tree is walked, never read, until a digest or a layer needs its content; what an earlier build knew
 of it comes from the stat cache. Owners of local files don't count: a context belongs to root, as in docker.
@@ -11,8 +11,9 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pylayers._native import confirm, filehash, graft, tardiff, walk
 from pylayers.dockerfile.ignore import IgnoreRules
@@ -22,32 +23,28 @@ from pylayers.record import field, record
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     FLAG_HASHED,
+    SOURCE_NONE,
     SOURCE_PATH,
-    SOURCE_RANGE,
+    SOURCE_STRUCT,
     Buffer,
     Entry,
     EntryTable,
-    decode_xattrs,
-    encode_xattrs,
 )
-from pylayers.store.layer import Layer
 from pylayers.store.statcache import KnownTree, StatCache
 
+if TYPE_CHECKING:
+    from pylayers.build.filemode import Change
+    from pylayers.build.pathfilter import PathFilter
+
 WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
-WORD_XATTR_LENGTH = 22
-WORD_MODE = 23
 WORD_FLAGS = 29
+MTIME_WORD = 6  # of 8 bytes
 SYMLINK_LIMIT = 40
-DIGEST_NAME = "tree"  # a walk's key says what was walked, so that one name serves all
 # Local file systems that stamp a directory whenever a name in it comes, goes or changes: ext, xfs, btrfs, tmpfs, f2fs,
 # zfs, bcachefs and overlay. Elsewhere every directory is listed again.
 STAMPING_FILESYSTEMS = {
     0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E, 0x794C7630,
 }  # fmt: skip
-# Labels and overlay's own marks belong to the host, not to the content.
-HOST_XATTRS = (
-    b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.", b"user.overlay.", b"system.nfs4",
-)  # fmt: skip
 
 
 def new_hasher() -> type:
@@ -57,9 +54,41 @@ def new_hasher() -> type:
     return blake3
 
 
+@record
+class Ownership:
+    """Say what --chown, --chmod and SOURCE_DATE_EPOCH make of copied rows; -1 and None keep the source's."""
+
+    uid: int = -1
+    gid: int = -1
+    mode: int = -1  # an octal --chmod
+    changes: tuple[Change, ...] = ()  # a symbolic --chmod
+    mtime_s: int | None = None
+
+    @property
+    def parent_mode(self) -> int:
+        """Return the mode of directories that a copy has to make: BuildKit makes them under an umask of 022."""
+        return 0o755 if self.mode < 0 else self.mode & 0o755
+
+    @property
+    def digest_name(self) -> str:
+        """Return the stat cache's name for a digest under this --chmod; a walk's key says what was walked."""
+        return f"content {self.mode:o} {self.changes!r}" if self.changes or self.mode >= 0 else "content"
+
+    def finish(self, records: bytearray) -> None:
+        """Apply what graft() doesn't know: symbolic modes, and a time for all."""
+        if self.changes:
+            from pylayers.build.filemode import change_rows
+
+            change_rows(records, self.changes)
+        if self.mtime_s is not None:
+            times = memoryview(records).cast("q")
+            for at in range(MTIME_WORD, len(times), ENTRY_SIZE_BYTES // 8):
+                times[at] = self.mtime_s * 1_000_000_000
+
+
 @record(frozen=False)
 class GraftedRows:
-    """Rows of a layer with their sources; `origin` gets the hashes back once the layer is written."""
+    """Rows of a layer, their top first, with their sources; `origin` gets the hashes back once the layer is written."""
 
     records: bytearray
     heap: bytearray
@@ -84,6 +113,11 @@ class LocalTree:
     cache_key: str
     known: KnownTree | None
     unknown: bytes | None  # uint32 rows with no known content; None: all is as it was known
+    is_root: bool = False  # of its context: its time is the checkout's, not the content's
+    included: bool = False  # only what a pattern (--parents) matches
+    partial: frozenset[bytes] = frozenset()  # directories, below the top, that are only there for what is in them
+    sockets: frozenset[int] = frozenset()  # rows that have nothing to open
+    digests: Mapping[str, bytes] = field(default_factory=dict)  # what else is known of exactly these rows
 
     @property
     def is_directory(self) -> bool:
@@ -91,26 +125,34 @@ class LocalTree:
         return stat.S_ISDIR(self.top_entry.mode)
 
     @property
+    def table(self) -> EntryTable:
+        """Return what was walked."""
+        return EntryTable(self.records, self.heap)
+
+    @property
     def top_entry(self) -> Entry:
         """Return the row of what is copied."""
-        return EntryTable(self.records, self.heap).entry(self.top)
+        return self.table.entry(self.top)
 
-    def remembered_digest(self) -> bytes | None:
+    def remembered_digest(self, owner: Ownership) -> bytes | None:
         """Return the digest that an earlier build computed, if nothing changed since."""
         if self.unknown is None and self.known is not None:
-            return self.known.digests.get(DIGEST_NAME)
+            return self.known.digests.get(owner.digest_name)
         return None
 
-    def digest(self) -> bytes:
-        """Return the tree digest, reading only files whose content isn't known."""
-        remembered = self.remembered_digest()
+    def digest(self, owner: Ownership) -> bytes:
+        """Return the digest of what reaches the result, reading only files whose content isn't known.
+
+        A directory's own mode and attributes don't reach it, nor do owners, times, or modes under an octal --chmod.
+        """
+        remembered = self.remembered_digest(owner)
         if remembered is not None:
             return remembered
         self.ensure_table()
         self.hash_unknown()
-        rows = self.graft(b"", 0, 0, -1)
-        digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher())
-        self.remember(digest)
+        rows = self.graft(b"", Ownership(0, 0, owner.mode, owner.changes))
+        digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher(), 0, not self.is_directory)
+        self.remember(owner.digest_name, digest)
         return digest
 
     def hash_unknown(self) -> None:
@@ -127,31 +169,39 @@ class LocalTree:
             ) from error
         self.unknown = b""
 
-    def rows(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
+    def rows(self, prefix: bytes, owner: Ownership) -> GraftedRows:
         """Return the tree's rows at a new path, ready for tarwrite.
 
         They carry no hashes: a file may have changed since it was hashed, and a layer's index must tell what its tar
         holds. tarwrite hashes what it writes.
         """
         self.ensure_table()
-        rows = self.graft(prefix, uid, gid, mode)
+        rows = self.graft(prefix, owner)
         words = memoryview(rows.records).cast("I")
         for at in range(WORD_FLAGS, len(words), WORDS_PER_ENTRY):
             words[at] &= ~FLAG_HASHED
         return rows
 
-    def graft(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
+    def graft(self, prefix: bytes, owner: Ownership) -> GraftedRows:
         """Return the tree's rows at a new path."""
         descriptors = struct.pack("<i", self.root_fd)
         records, heap, sources = graft.graft(
-            self.records, self.heap, self.top, self.end, prefix, descriptors, SOURCE_PATH, uid, gid, mode
-        )
+            self.records, self.heap, self.top, self.end, prefix, descriptors, SOURCE_PATH,
+            owner.uid, owner.gid, owner.mode,
+        )  # fmt: skip
+        owner.finish(records)
+        for row in self.sockets:
+            if self.top <= row < self.end:
+                SOURCE_STRUCT.pack_into(sources, (row - self.top) * SOURCE_STRUCT.size, -1, SOURCE_NONE, 0, 0)
         return GraftedRows(records, heap, sources, self, self.top)
 
     def ensure_table(self) -> None:
         """Take hashes and xattrs over from the known table when the tree was found unchanged."""
         if self.unknown is not None or self.known is None:
             return
+        from pylayers.build.selector import unhashed_rows
+
+        self.digests = self.known.digests
         confirmed = self.records is self.known.records
         records, heap = self.own_table()
         if not confirmed:
@@ -164,10 +214,11 @@ class LocalTree:
             self.records, self.heap = bytearray(self.records), bytearray(self.heap)
         return self.records, self.heap
 
-    def remember(self, digest: bytes) -> None:
+    def remember(self, name: str, digest: bytes) -> None:
         """Write what is now known to the stat cache."""
         if self.cache is not None:
-            self.cache.store(self.cache_key, self.records, self.heap, self.walked_at_ns, {DIGEST_NAME: digest})
+            self.digests = {**self.digests, name: digest}
+            self.cache.store(self.cache_key, self.records, self.heap, self.walked_at_ns, self.digests)
 
     def close(self) -> None:
         """Close the walked directory."""
@@ -176,17 +227,8 @@ class LocalTree:
             self.root_fd = -1
 
 
-def unhashed_rows(records: Buffer) -> bytes:
-    """Return the uint32 rows of regular files without a content hash."""
-    words = memoryview(records).cast("I")
-    modes = words[WORD_MODE::WORDS_PER_ENTRY]
-    flags = words[WORD_FLAGS::WORDS_PER_ENTRY]
-    rows = [
-        row
-        for row, (mode, flag) in enumerate(zip(modes, flags, strict=True))
-        if mode & 0o170000 == stat.S_IFREG and not flag & FLAG_HASHED
-    ]
-    return struct.pack(f"={len(rows)}I", *rows)
+class Hollow(NotFound):
+    """An excluded directory holds nothing that a `!` rule takes back: it is not in the context."""
 
 
 @record(frozen=False)
@@ -206,51 +248,59 @@ class LocalSource:
         self._trees.clear()
 
     def find(self, pattern: str) -> list[str]:
-        """Expand one COPY source to paths relative to the context; never empty.
+        """Expand one COPY source to paths relative to the context; empty only when it has wildcards.
 
-        Climbing out is clamped at the context's root. Raises NotFound when nothing matches.
+        Climbing out is clamped at the context's root. Raises NotFound for a path that is not there.
         """
         cleaned = clean_source(pattern)
         if not any(character in cleaned for character in "*?[\\"):
-            found = [cleaned] if self.holds(cleaned) else []
-        else:
-            found = [path for path in self.expand(cleaned.split("/")) if self.holds(path)]
-        if not found:
-            raise NotFound(
-                f"{pattern!r} not found in the build context",
-                hint="check the path, and whether .dockerignore excludes it",
-            )
+            if not self.holds(cleaned):
+                raise self.missing(pattern, cleaned)
+            return [cleaned]
+        from pylayers.dockerfile.match import split_components
+
+        literal, wild = split_components(cleaned)
+        base = "/".join(literal)
+        if not self.holds(base):
+            raise self.missing(pattern, base)
+        found = [path for path in self.expand(wild, base) if self.shows(path)] if wild else [base]
+        for path in found:
+            if not self.holds(path):  # a symlink that leads to nothing, or out of the context
+                raise self.missing(pattern, path)
         return found
 
+    def missing(self, pattern: str, path: str) -> NotFound:
+        """Describe a source that is not in the context."""
+        from pylayers.build.suggestpath import suggest_path
+
+        return NotFound(f"{pattern!r} not found in the build context", hint=suggest_path(self, path))
+
     def expand(self, components: Sequence[str], base: str = "") -> Iterator[str]:
-        """Yield the paths that match a pattern, component by component, in sorted order."""
+        """Yield the paths that match a pattern, component by component, in sorted order; no symlink is entered."""
         head, rest = components[0], components[1:]
         directory = self.directory / resolve_inside(self.directory, base)
-        if not any(character in head for character in "*?[\\"):
-            names = [head] if os.path.lexists(directory / head) else []
-        else:
-            try:
-                names = sorted(name for name in os.listdir(directory) if match(head, name))
-            except (NotADirectoryError, FileNotFoundError):
-                names = []
+        try:
+            names = sorted(name for name in os.listdir(directory) if match(head, name))
+        except (NotADirectoryError, FileNotFoundError):
+            names = []
         for name in names:
             path = f"{base}/{name}" if base else name
-            if rest:
-                yield from self.expand(rest, path)
-            else:
+            if not rest:
                 yield path
+            elif not (directory / name).is_symlink():
+                yield from self.expand(rest, path)
 
-    def holds(self, path: str) -> bool:
-        """Tell whether a path exists in the context and isn't ignored."""
-        if not path:
-            return True
+    def shows(self, path: str) -> bool:
+        """Tell whether a path itself exists in the context and isn't ignored."""
         above, _, last = path.rpartition("/")
         place = self.directory / resolve_inside(self.directory, above) / last
-        if not os.path.lexists(place):
+        is_directory = place.is_dir() and not place.is_symlink()
+        return not path or (os.path.lexists(place) and self.included(path, is_directory=is_directory))
+
+    def holds(self, path: str) -> bool:
+        """Tell whether a path, and what it leads to where it is a symlink, is in the context."""
+        if not self.shows(path):
             return False
-        if not self.included(path, is_directory=place.is_dir() and not place.is_symlink()):
-            return False
-        # What a symlink leads to must be in the context as well.
         resolved = resolve_inside(self.directory, path)
         target = self.directory / resolved
         return os.path.lexists(target) and (not resolved or self.included(resolved, is_directory=target.is_dir()))
@@ -261,8 +311,11 @@ class LocalSource:
             return True
         return is_directory and self.rules.may_contain(path)
 
-    def open(self, path: str) -> LocalTree:
-        """Walk one found path. A symlink given as the source is followed, inside the context."""
+    def open(self, path: str, chosen: PathFilter | None = None) -> LocalTree:
+        """Walk one found path, below a directory only what is chosen. A symlink is followed, inside the context.
+
+        Raises Hollow for an excluded directory in which no `!` rule keeps anything.
+        """
         resolved = resolve_inside(self.directory, path)
         name = path.rsplit("/", 1)[-1]
         target = self.directory / resolved
@@ -273,7 +326,10 @@ class LocalSource:
         try:
             root_fd = os.open(walked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                tree = self.walk(walked, root_fd, base, only, name)
+                tree = self.walk(walked, root_fd, base, only, chosen if is_directory else None, name)
+                if is_directory and tree.end == 1 and base and self.rules and self.rules.excluded(base, True):
+                    hint = f".dockerignore excludes all that is in {base}"
+                    raise Hollow(f"{path!r} not found in the build context", hint=hint)
             except BaseException:
                 os.close(root_fd)
                 raise
@@ -282,22 +338,27 @@ class LocalSource:
         self._trees.append(tree)
         return tree
 
-    def walk(self, walked: Path, root_fd: int, base: str, only: bytes | None, name: str) -> LocalTree:
+    def walk(
+        self, walked: Path, root_fd: int, base: str, only: bytes | None, chosen: PathFilter | None, name: str
+    ) -> LocalTree:
         """Walk an opened directory (or one name in it) and match it with the stat cache."""
-        selector = Selector(self.rules, base, only)
         started_ns = time.time_ns()
-        key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint))
+        extra = (chosen.name,) if chosen is not None else ()
+        key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint, *extra))
         known = self.cache.load(key) if self.cache is not None else None
-        if known is not None and self.confirms(root_fd, known):
+        is_root = only is None and not base
+        included = chosen is not None and chosen.include is not None
+        if known is not None and self.confirms(root_fd, known, chosen):
             top, end = self.find_top(walked, only, known.records, known.heap)
             return LocalTree(
-                walked, root_fd, known.records, known.heap, top, end, name, started_ns, self.cache, key, known, None
-            )
+                walked, root_fd, known.records, known.heap, top, end, name, started_ns, self.cache, key, known, None,
+                is_root,
+            )  # fmt: skip
+        from pylayers.build.selector import Selector, drop_host_xattrs, unhashed_rows, walk_selected
+
         # A first walk reads the xattrs in its threads; a later one takes most of them from what is known.
-        records, heap = walk.walk(root_fd, selector if selector.needed else None, known is None, os.cpu_count() or 1)
-        if selector.partial:
-            records = drop_hollow(records, heap, selector)
-        records = drop_sockets(records)
+        selector = Selector(self.rules, base, only, chosen)
+        records, heap, sockets = walk_selected(root_fd, selector, xattrs=known is None)
         unknown: bytes | None = b""
         if known is not None:
             stored = (known.records, known.heap, known.trusted_before_ns)
@@ -313,8 +374,9 @@ class LocalSource:
             unknown = unhashed_rows(records)
         top, end = self.find_top(walked, only, records, heap)
         return LocalTree(
-            walked, root_fd, records, heap, top, end, name, started_ns, self.cache, key, known, unknown
-        )
+            walked, root_fd, records, heap, top, end, name, started_ns, self.cache, key, known, unknown,
+            is_root, included, frozenset(selector.unchosen), sockets,
+        )  # fmt: skip
 
     def find_top(self, walked: Path, only: bytes | None, records: Buffer, heap: Buffer) -> tuple[int, int]:
         """Return the rows of what is copied: all, or those of one name. Raises NotFound where it vanished."""
@@ -325,12 +387,14 @@ class LocalSource:
             raise NotFound(f"{walked / os.fsdecode(only)} vanished while it was read")
         return top, top + 1
 
-    def confirms(self, root_fd: int, known: KnownTree) -> bool:
+    def confirms(self, root_fd: int, known: KnownTree, chosen: PathFilter | None = None) -> bool:
         """Tell, without listing anything, that a walk would find the known tree again.
 
         Rules with exceptions may have left out a directory for what was not in it, which no known row tells.
         """
-        if DIGEST_NAME not in known.digests or (self.rules is not None and self.rules.has_exceptions):
+        if not known.digests or (self.rules is not None and self.rules.has_exceptions):
+            return False
+        if chosen is not None and chosen.enters:
             return False
         if confirm.read_filesystem_type(root_fd) not in STAMPING_FILESYSTEMS:
             return False
@@ -338,91 +402,6 @@ class LocalSource:
             return confirm.confirm(root_fd, known.records, known.heap, known.trusted_before_ns, os.cpu_count() or 1)
         except ValueError:  # damaged: the walk that follows finds out what is still of use
             return False
-
-
-@record(frozen=False)
-class Selector:
-    """Decide for walk() which names of a directory belong to the context."""
-
-    rules: IgnoreRules | None
-    base: str
-    only: bytes | None
-    partial: bool = False  # an excluded directory was entered because a `!` rule may reach inside
-    hollow: set[bytes] = field(default_factory=set)
-
-    @property
-    def needed(self) -> bool:
-        """Tell whether anything can be left out at all."""
-        return self.rules is not None or self.only is not None
-
-    def __call__(self, directory: bytes, names: list[bytes], modes: bytes) -> bytearray:
-        """Return one byte per name: 0 leaves it out."""
-        if self.only is not None:
-            return bytearray(name == self.only and not directory for name in names)
-        keep = bytearray(b"\1" * len(names))
-        if self.rules is None:
-            return keep
-        inside = os.fsdecode(directory)
-        base = "/".join(part for part in (self.base, inside) if part)
-        for index, mode in enumerate(memoryview(modes).cast("I")):
-            name = os.fsdecode(names[index])
-            path = f"{base}/{name}" if base else name
-            is_directory = stat.S_ISDIR(mode)
-            if self.rules.excluded(path, is_directory):
-                if is_directory and self.rules.may_contain(path):
-                    self.partial = True
-                    self.hollow.add(os.fsencode(f"{inside}/{name}" if inside else name))
-                else:
-                    keep[index] = 0
-        return keep
-
-
-def drop_hollow(records: bytearray, heap: bytearray, selector: Selector) -> bytearray:
-    """Leave out excluded directories in which no `!` rule kept anything."""
-    table = EntryTable(records, heap)
-    wanted: set[bytes] = set()
-    kept: list[int] = []
-    for row in range(len(table) - 1, -1, -1):
-        path = table.path(table.entry(row))
-        if path in selector.hollow and path not in wanted:
-            continue
-        kept.append(row)
-        while path:
-            path = path.rpartition(b"/")[0]
-            if path in wanted:
-                break
-            wanted.add(path)
-    return take_rows(records, kept[::-1])
-
-
-def drop_sockets(records: bytearray) -> bytearray:
-    """Leave out sockets, which a tar cannot hold."""
-    modes = memoryview(records).cast("I")[WORD_MODE::WORDS_PER_ENTRY]
-    if not any(mode & 0o170000 == stat.S_IFSOCK for mode in modes):
-        return records
-    return take_rows(records, [row for row, mode in enumerate(modes) if mode & 0o170000 != stat.S_IFSOCK])
-
-
-def take_rows(records: Buffer, rows: Sequence[int]) -> bytearray:
-    """Copy the given rows."""
-    view = memoryview(records)
-    return bytearray().join(view[row * ENTRY_SIZE_BYTES : (row + 1) * ENTRY_SIZE_BYTES] for row in rows)
-
-
-def drop_host_xattrs(records: bytearray, heap: bytearray) -> None:
-    """Leave out extended attributes that belong to the host."""
-    words = memoryview(records).cast("I")
-    for row, length in enumerate(words[WORD_XATTR_LENGTH::WORDS_PER_ENTRY]):
-        if not length:
-            continue
-        at = row * ENTRY_SIZE_BYTES + 16
-        offset = struct.unpack_from("<Q", records, at)[0]
-        found = decode_xattrs(heap[offset : offset + length])
-        kept = encode_xattrs({name: value for name, value in found.items() if not name.startswith(HOST_XATTRS)})
-        if len(kept) != length:
-            struct.pack_into("<Q", records, at, len(heap))
-            words[row * WORDS_PER_ENTRY + WORD_XATTR_LENGTH] = len(kept)
-            heap += kept
 
 
 def clean_source(pattern: str) -> str:
@@ -462,48 +441,3 @@ def resolve_inside(root: Path, path: str) -> str:
             continue
         done.append(part)
     return "/".join(done)
-
-
-@record(frozen=False)
-class ImageTree:
-    """One file or directory inside the merged tree of an image or stage."""
-
-    layers: Sequence[Layer]
-    table: EntryTable
-    top: int
-    end: int
-    name: str
-    _descriptors: list[int] = field(default_factory=list)
-
-    @property
-    def is_directory(self) -> bool:
-        """Tell whether the tree's top is a directory."""
-        return stat.S_ISDIR(self.top_entry.mode)
-
-    @property
-    def top_entry(self) -> Entry:
-        """Return the row of what is copied."""
-        return self.table.entry(self.top)
-
-    def digest(self) -> bytes:
-        """Return the tree digest; the layers' tables hold every hash."""
-        return tardiff.tree_digest(self.table.records, self.table.heap, new_hasher(), self.top)
-
-    def rows(self, prefix: bytes, uid: int, gid: int, mode: int) -> GraftedRows:
-        """Return the tree's rows at a new path; data comes straight from the layers' tars."""
-        if not self._descriptors:
-            for layer in self.layers:
-                self._descriptors.append(layer.open_tar())
-        packed = struct.pack(f"<{len(self._descriptors)}i", *self._descriptors)
-        records, heap, sources = graft.graft(
-            self.table.records, self.table.heap, self.top, self.end, prefix, packed, SOURCE_RANGE, uid, gid, mode
-        )
-        return GraftedRows(records, heap, sources)
-
-    def close(self) -> None:
-        """Close the layers' tars."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-
-SourceTree = LocalTree | ImageTree

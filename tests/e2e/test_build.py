@@ -151,7 +151,7 @@ def test_owner_and_mode(engine: Engine, context: Path, flags, owner, mode) -> No
     assert (made["new"].uid, made["new"].gid, made["new"].mode) == (*owner, 0o755)
 
 
-@pytest.mark.parametrize("line", ["COPY --chown=nobody a /", "COPY --chmod=9 a /", "COPY --chmod=17777 a /"])
+@pytest.mark.parametrize("line", ["COPY --chmod=u=7 a /", "COPY --chmod=9 a /", "COPY --chmod=17777 a /"])
 def test_refuses_bad_owner_and_mode(engine: Engine, context: Path, line) -> None:
     write(context, {"a": "1", "Dockerfile": f"FROM base\n\n{line}\n"})
     with pytest.raises((InvalidInput, NotFound), match="Dockerfile:3"):
@@ -168,7 +168,7 @@ def test_globs_and_directories(engine: Engine, context: Path) -> None:
     assert set(members(engine, result, 1)) == {"all", "all/x1", "all/x2"}
     made = members(engine, result, 2)
     assert set(made) == {"opt", "opt/e", "opt/e/f"}
-    assert (made["opt"].mode, made["opt"].uid, made["opt"].gid, made["opt"].mtime) == (0o750, 7, 8, 77)
+    assert (made["opt"].mode, made["opt"].uid, made["opt"].gid, made["opt"].mtime) == (0o750, 7, 8, 1_600_000_000)
 
 
 def test_follows_links_in_the_destination(engine: Engine, context: Path) -> None:
@@ -190,12 +190,10 @@ def test_follows_links_in_the_destination(engine: Engine, context: Path) -> None
         ("COPY a /etc/passwd/", "not a directory"),
         ("COPY a /etc/passwd/x", "not a directory"),
         ("COPY nothing /", "not found"),
-        ("COPY n* /", "not found"),
         ("COPY out/passwd /", "not found"),
         ("COPY dangling /", "not found"),
         ("COPY --from=nowhere a /", "nowhere"),
         ("COPY --from=base /nothing /", "not found"),
-        ("COPY --from=base /no* /", "matches nothing"),
     ],
 )
 def test_refuses_what_does_not_fit(engine: Engine, context: Path, line, message) -> None:
