@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pylayers.build.ahead import LEAST_ROWS, note
 from pylayers.build.base import open_contexts, read_base_triggers
 from pylayers.build.cache import BuildCache, LocalCache
 from pylayers.build.check import warn_build
@@ -105,6 +106,7 @@ def build_content(
             warn_unused(session, dockerfile, plan)
             run_stages(session, plan)
             result = finish(session, session.stages[plan.target], references, started)
+            note(store.stat_cache, str(context.directory), str(path), context.large_keys(LEAST_ROWS))
         finally:
             session.close()
     session.emit(BuildFinished(result.image_digest, result.references, result.seconds))

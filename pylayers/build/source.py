@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pylayers._native import confirm, filehash, graft, tardiff, walk
+from pylayers.build import ahead
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.match import match
 from pylayers.errors import Conflict, InvalidInput, NotFound, translate_os_error
@@ -247,6 +248,11 @@ class LocalSource:
             tree.close()
         self._trees.clear()
 
+    def large_keys(self, least_rows: int) -> list[str]:
+        """Return the stat cache's keys of the trees that were walked and have so many rows."""
+        least_bytes = least_rows * ENTRY_SIZE_BYTES
+        return sorted({tree.cache_key for tree in self._trees if len(tree.records) >= least_bytes})
+
     def find(self, pattern: str) -> list[str]:
         """Expand one COPY source to paths relative to the context; empty only when it has wildcards.
 
@@ -345,10 +351,11 @@ class LocalSource:
         started_ns = time.time_ns()
         extra = (chosen.name,) if chosen is not None else ()
         key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint, *extra))
-        known = self.cache.load(key) if self.cache is not None else None
+        early = ahead.take(self.cache, key, root_fd) if self.cache is not None else None
+        known, confirmed = early or (self.cache.load(key) if self.cache is not None else None, None)
         is_root = only is None and not base
         included = chosen is not None and chosen.include is not None
-        if known is not None and self.confirms(root_fd, known, chosen):
+        if known is not None and self.confirms(root_fd, known, chosen, confirmed):
             top, end = self.find_top(walked, only, known.records, known.heap)
             return LocalTree(
                 walked, root_fd, known.records, known.heap, top, end, name, started_ns, self.cache, key, known, None,
@@ -387,17 +394,17 @@ class LocalSource:
             raise NotFound(f"{walked / os.fsdecode(only)} vanished while it was read")
         return top, top + 1
 
-    def confirms(self, root_fd: int, known: KnownTree, chosen: PathFilter | None = None) -> bool:
-        """Tell, without listing anything, that a walk would find the known tree again.
+    def confirms(self, root_fd: int, known: KnownTree, chosen: PathFilter | None, confirmed: bool | None) -> bool:
+        """Tell, without listing anything, that a walk would find the known tree again; `confirmed` tells it already.
 
         Rules with exceptions may have left out a directory for what was not in it, which no known row tells.
         """
         if not known.digests or (self.rules is not None and self.rules.has_exceptions):
             return False
-        if chosen is not None and chosen.enters:
+        if (chosen and chosen.enters) or confirm.read_filesystem_type(root_fd) not in STAMPING_FILESYSTEMS:
             return False
-        if confirm.read_filesystem_type(root_fd) not in STAMPING_FILESYSTEMS:
-            return False
+        if confirmed is not None:
+            return confirmed
         try:
             return confirm.confirm(root_fd, known.records, known.heap, known.trusted_before_ns, os.cpu_count() or 1)
         except ValueError:  # damaged: the walk that follows finds out what is still of use

@@ -36,6 +36,10 @@ def build(
 
     CONTEXT is a directory, a Dockerfile (its directory is the context then), or - for a Dockerfile on stdin.
     """
+    if not given["no_cache"]:
+        from pylayers.build.ahead import begin
+
+        begin(session.root, context, dockerfile)  # before the imports that it is to run beside
     from pylayers.cli.progress import open_progress
 
     request = read_request(given)

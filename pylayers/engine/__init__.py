@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
 from pylayers.store import Store
+from pylayers.store.location import default_root
 
 if TYPE_CHECKING:
     from pylayers.build.check import CheckResult
@@ -21,18 +22,7 @@ if TYPE_CHECKING:
     from pylayers.engine.volume import VolumeActions
     from pylayers.snapshot.snapshotter import Snapshotter
 
-ROOT_VARIABLE = "PYLAYERS_ROOT"
 RUNTIME_VARIABLE = "PYLAYERS_RUNTIME"
-
-
-def default_root() -> Path:
-    """Return the data root: PYLAYERS_ROOT, else /var/lib/pylayers for root, else the user's data directory."""
-    given = os.environ.get(ROOT_VARIABLE)
-    if given:
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/lib/pylayers")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pylayers"
 
 
 class Engine:

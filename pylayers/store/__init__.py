@@ -1,6 +1,24 @@
 """The store: blobs, layers, metadata, leases, collection, check and repair of one data root."""
 
-from pylayers.store.layer import Layer
-from pylayers.store.store import Store
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pylayers.store.layer import Layer
+    from pylayers.store.store import Store
 
 __all__ = ["Layer", "Store"]
+
+
+def __getattr__(name: str) -> type:
+    """Import what is asked for: a part of the store can be used before the whole of it is loaded (build/ahead.py)."""
+    if name == "Store":
+        from pylayers.store.store import Store
+
+        return Store
+    if name == "Layer":
+        from pylayers.store.layer import Layer
+
+        return Layer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pylayers.oci.digest import hex_of
@@ -30,6 +30,7 @@ _DIGEST_STRUCT = struct.Struct("<HH")
 # Linux stamps files with the time of the last timer tick: 10 ms apart at HZ=100, the slowest. Twice that
 # leaves room for the walk's own clock reading. File systems with coarser stamps (FAT: 2 s) lie beyond this rule.
 RACY_SLACK_NS = 20_000_000
+EXPECTED_LIMIT = 64  # keys noted of one build
 
 
 @record
@@ -83,6 +84,27 @@ class StatCache:
         sections = (_encode_key(root_key), _encode_digests(digests or {}), records, heap)
         content = _encode(sections, walked_at_ns, self._boot)
         write_file(self.path(root_key), content, durable=False)
+
+    def expected(self, build: str) -> list[str]:
+        """Return the keys that a build was noted to walk; none where nothing, or nothing usable, is noted."""
+        try:
+            keys = self._note_path(build).read_text("utf-8", "surrogateescape").split("\n")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return []
+        if keys[0] != build.replace("\0", "\1") or len(keys) > EXPECTED_LIMIT:
+            return []
+        return [key.replace("\1", "\0") for key in keys[1:]]
+
+    @translates("write the stat cache")
+    def expect(self, build: str, keys: Sequence[str]) -> None:
+        """Note the keys that a build walks. A name is left out in which the separators occur."""
+        lines = [build, *(key for key in keys if "\n" not in key and "\1" not in key)]
+        content = "\n".join(lines).replace("\0", "\1").encode("utf-8", "surrogateescape")
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(self._note_path(build), content, durable=False)
+
+    def _note_path(self, build: str) -> Path:
+        return self._directory / f"{hex_of(_encode_key(build))}.next"
 
     @translates("prune the stat cache")
     def prune(self, keep_count: int = 64) -> int:

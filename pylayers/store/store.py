@@ -15,6 +15,7 @@ from pylayers.store.blob import BlobStore
 from pylayers.store.file import translates, translating, write_file
 from pylayers.store.layerstore import LayerStore
 from pylayers.store.lease import Lease
+from pylayers.store.location import STAT_CACHE_FOLDER
 from pylayers.store.lock import Lock
 from pylayers.store.metadata import Metadata
 from pylayers.store.workspace import Workspace
@@ -98,7 +99,7 @@ class Store:
         """Return the cache of walked build contexts."""
         from pylayers.store.statcache import StatCache
 
-        return StatCache(self.root / "buildkit" / "stat")
+        return StatCache(self.root / STAT_CACHE_FOLDER)
 
     @translates("make a scratch path")
     def scratch(self, prefix: str) -> Path:
