@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SECOND_NS = 1_000_000_000
 MODE_AT = 92
+XATTR_LENGTH_AT = 88
 
 
 class Layout:
@@ -215,7 +216,10 @@ def fresh(entry: Entry) -> Entry:
 
 
 def check_collisions(there: EntryTable, graft: Graft, span: SourceSpan | None, first: int = 0) -> None:
-    """Refuse a directory over something else, and something else over a directory, of a table's rows from `first`."""
+    """Refuse a directory over something else, and something else over a directory, of a table's rows from `first`.
+
+    A directory over a directory takes over the extended attributes that it hasn't itself.
+    """
     grafted = graft.table
     top = tardiff.find(there.records, there.heap, grafted.path(grafted.entry(0)))
     begin, end = first, len(there)
@@ -233,11 +237,26 @@ def check_collisions(there: EntryTable, graft: Graft, span: SourceSpan | None, f
         if found < (graft.skipped if swap else first):
             continue
         is_directory, other = stat.S_ISDIR(mode), stat.S_ISDIR(many.entry(found).mode)
+        if is_directory and other:
+            add_xattrs(there, row if swap else found, graft, found if swap else row)
         if is_directory == other:
             continue
         if is_directory == swap:
             raise InvalidInput(f"cannot replace to directory {show(path)} with file", span=span)
         raise InvalidInput(f"cannot copy to non-directory: {show(path)}", span=span)
+
+
+def add_xattrs(there: EntryTable, existing: int, graft: Graft, row: int) -> None:
+    """Give a grafted directory the attributes of the one that is there."""
+    (length,) = struct.unpack_from("<I", there.records, existing * ENTRY_SIZE_BYTES + XATTR_LENGTH_AT)
+    if not length:
+        return
+    records, heap = graft.rows.records, graft.rows.heap
+    entry = graft.table.entry(row)
+    xattrs = encode_xattrs({**there.xattrs(there.entry(existing)), **graft.table.xattrs(entry)})
+    made = entry._replace(xattr_offset=len(heap), xattr_length=len(xattrs))
+    heap += xattrs
+    ENTRY_STRUCT.pack_into(records, row * ENTRY_SIZE_BYTES, *made)
 
 
 def show(path: bytes) -> str:

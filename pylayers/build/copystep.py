@@ -195,13 +195,14 @@ def open_paths(
     """Open what one path or wildcard names in a local context."""
     from pylayers.build.source import Hollow
 
-    source, chosen = choose(instruction, source)
-    found = context.find(source)
-    for path in found:
+    start, chosen = choose(instruction, source)
+    if chosen is not None and chosen.include is not None and not is_wild(source):
+        context.find(source)  # a plain path has to be there
+    for path in context.find(start):
         try:
             trees.append(context.open(path, chosen))
         except Hollow:
-            if not is_wild(source):
+            if not is_wild(start):
                 raise
 
 

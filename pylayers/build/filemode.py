@@ -66,6 +66,8 @@ def read_changes(text: str) -> list[Change]:
                 end += 1
             if operator not in "+-=" or set(clause[at + 1 : end]) - set("rwxXstugo"):
                 raise refuse(text)
+            if not who and "t" in clause[at + 1 : end]:
+                who = STICKY  # as in BSD's: a `t` without a who takes nobody else's bits along
             changes += read_operation(operator, who, clause[at + 1 : end])
             at = end
     return changes

@@ -45,12 +45,14 @@ def open_image_source(
     table = session.trees.merged(origin.diff_ids)
     layers = session.trees.layers(origin.diff_ids)
     source, chosen = choose(instruction, written)
+    if chosen is not None and chosen.include is not None and not is_wild(written):
+        path = os.fsencode(clean_source(written))
+        if find_path(table, path).row is None:
+            raise missing(table, path, written, name, instruction)
     trees: list[TableTree] = []
     for path in expand_in_table(table, clean_source(source)):
         found = find_path(table, path)
         if found.row is None:
-            if is_wild(source):  # a symlink that leads nowhere
-                continue
             raise missing(table, path, written, name, instruction)
         last = os.fsdecode(path.rpartition(b"/")[2])
         trees.append(image_tree(table, layers, found.row, subtree_end(table, found.row), last, chosen))

@@ -267,7 +267,7 @@ class LocalSource:
 
         literal, wild = split_components(cleaned)
         base = "/".join(literal)
-        if not self.holds(base):
+        if not self.holds(base) or (wild and not (self.directory / resolve_inside(self.directory, base)).is_dir()):
             raise self.missing(pattern, base)
         found = [path for path in self.expand(wild, base) if self.shows(path)] if wild else [base]
         for path in found:

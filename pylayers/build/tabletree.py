@@ -28,6 +28,8 @@ from pylayers.store.entry import (
 from pylayers.store.layer import Layer
 
 HEREDOC_MODE = 0o644
+WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
+WORD_FLAGS = 29
 
 
 @record(frozen=False)
@@ -102,11 +104,14 @@ def image_tree(
 
     top = table.entry(row)
     is_root = not top.path_length
-    if chosen is None or not stat.S_ISDIR(top.mode):
-        return TableTree(table, row, end, name, len(layers), open_tars, is_root)
-    taken, partial = choose_rows(table, row, end, chosen)
-    included = chosen.include is not None
-    return TableTree(taken, 0, len(taken), name, len(layers), open_tars, is_root, included, partial)
+    if chosen is not None and stat.S_ISDIR(top.mode):
+        table, partial = choose_rows(table, row, end, chosen)
+        included = chosen.include is not None
+        return TableTree(table, 0, len(table), name, len(layers), open_tars, is_root, included, partial)
+    if end - row > 1 and not is_root and links_out(table, row, end):
+        table, row = mend_links(table, list(range(row, end))), 0
+        end = len(table)
+    return TableTree(table, row, end, name, len(layers), open_tars, is_root)
 
 
 def content_tree(name: str, content: bytes, mode: int = HEREDOC_MODE, mtime_s: int = 0) -> TableTree:
@@ -132,6 +137,15 @@ def content_tree(name: str, content: bytes, mode: int = HEREDOC_MODE, mtime_s: i
     )
     builder.add(os.fsencode(name), entry)
     return TableTree(builder.build()[0], 0, 1, name, 1, open_memory)
+
+
+def links_out(table: EntryTable, row: int, end: int) -> bool:
+    """Tell whether a subtree has a hard link whose first name lies outside it."""
+    flags = memoryview(table.records).cast("B").cast("I")[WORD_FLAGS::WORDS_PER_ENTRY]
+    top = table.path(table.entry(row)) + b"/"
+    return any(
+        flags[at] & FLAG_HARDLINK and not table.link(table.entry(at)).startswith(top) for at in range(row, end)
+    )
 
 
 def choose_rows(table: EntryTable, top: int, end: int, chosen: PathFilter) -> tuple[EntryTable, frozenset[bytes]]:
