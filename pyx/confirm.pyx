@@ -4,6 +4,7 @@
 A directory whose inode, mtime and ctime are as they were holds the names it held, so that its listing is known;
 statting those names is all that is left of a walk. Rows are shared out in blocks to any number of threads.
 """
+cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free
@@ -72,44 +73,65 @@ cdef void* run(void* given) noexcept nogil:
     return NULL
 
 
+@cython.final
+cdef class Confirmation:
+    """One confirmation, worked on by every thread that calls run(). See confirm.pyi."""
+    cdef confirm_t state
+    cdef const uint8_t[::1] records
+    cdef const uint8_t[::1] heap
+
+    def __cinit__(
+        self, int root_fd, const uint8_t[::1] records not None, const uint8_t[::1] heap not None,
+        int64_t trusted_before_ns,
+    ):
+        cdef bint ok
+        self.records = records
+        self.heap = heap
+        self.state.root_fd = root_fd
+        self.state.trusted_before_ns = trusted_before_ns
+        if records.shape[0] == 0:
+            self.state.differs = 1
+            return
+        with nogil:
+            ok = table_ok(records, heap)
+        if not ok:
+            raise ValueError("a record reaches beyond its heap, or the records are not whole")
+        self.state.rows = <const entry_t*>&records[0]
+        self.state.heap = <const char*>&heap[0]
+        self.state.count = <size_t>records.shape[0] // sizeof(entry_t)
+        if self.state.count > <size_t>1 << 38:  # the blocks are counted in an int
+            self.state.differs = 1
+
+    def run(self):
+        """Work until nothing is left to begin with, and tell whether all that was looked at holds."""
+        with nogil:
+            run(&self.state)
+        return self.state.differs == 0
+
+
 def confirm(
     int root_fd, const uint8_t[::1] records not None, const uint8_t[::1] heap not None, int64_t trusted_before_ns,
     int threads=1,
 ):
     """Tell whether a walk of root_fd would give this table again, by one statx per row. See confirm.pyi."""
-    cdef confirm_t state
+    cdef Confirmation work = Confirmation(root_fd, records, heap, trusted_before_ns)
     cdef pthread_t* ids
     cdef int started = 1
-    cdef bint ok
     if threads < 1:
         raise ValueError("threads must be at least 1")
-    if records.shape[0] == 0:
-        return False
-    with nogil:
-        ok = table_ok(records, heap)
-    if not ok:
-        raise ValueError("a record reaches beyond its heap, or the records are not whole")
-    state.root_fd = root_fd
-    state.rows = <const entry_t*>&records[0]
-    state.heap = <const char*>&heap[0]
-    state.count = <size_t>records.shape[0] // sizeof(entry_t)
-    state.trusted_before_ns = trusted_before_ns
-    state.taken = state.differs = 0
-    if state.count > <size_t>1 << 38:  # the blocks are counted in an int
-        return False
     threads = min(threads, THREAD_LIMIT)
     ids = <pthread_t*>calloc(threads, sizeof(pthread_t))
     if ids == NULL:
         raise MemoryError
     with nogil:
-        while started < threads and pthread_create(&ids[started], NULL, &run, &state) == 0:
+        while started < threads and pthread_create(&ids[started], NULL, &run, &work.state) == 0:
             started += 1
-        run(&state)
+        run(&work.state)
         while started > 1:
             started -= 1
             pthread_join(ids[started], NULL)
     free(ids)
-    return state.differs == 0
+    return work.state.differs == 0
 
 
 def read_filesystem_type(int fd):

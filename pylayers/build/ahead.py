@@ -25,23 +25,19 @@ LEAST_ROWS = 1000  # fewer are confirmed sooner than a thread starts
 
 @record(frozen=False)
 class Start:
-    """Hold a tree that is being confirmed."""
+    """Hold a tree that is being confirmed, by a thread of its own and then by whoever waits for it."""
 
     known: KnownTree
     descriptor: int
+    work: confirm.Confirmation
     started_ns: int
-    thread: threading.Thread | None = None
-    confirmed: bool = False
+    thread: threading.Thread
 
-    def run(self) -> None:
-        """Confirm the tree; its thread's whole life."""
-        known = self.known
-        try:
-            self.confirmed = confirm.confirm(
-                self.descriptor, known.records, known.heap, known.trusted_before_ns, os.cpu_count() or 1
-            )
-        except ValueError:
-            self.confirmed = False  # damaged: the walk that follows finds out what is still of use
+    def finish(self) -> bool:
+        """Help with what is left, and tell whether the tree is as it was known."""
+        holds = self.work.run()
+        self.thread.join()
+        return holds and self.work.run()  # nothing is left: what the thread found
 
 
 _started: dict[str, Start] = {}  # by the stat cache's file
@@ -57,8 +53,8 @@ def begin(root: str | None, context: str, dockerfile: str | None) -> None:
             if known is None:
                 continue
             descriptor = os.open(key.partition("\0")[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            start = Start(known, descriptor, time.monotonic_ns())
-            start.thread = threading.Thread(target=start.run, daemon=True)
+            work = confirm.Confirmation(descriptor, known.records, known.heap, known.trusted_before_ns)
+            start = Start(known, descriptor, work, time.monotonic_ns(), threading.Thread(target=work.run, daemon=True))
             start.thread.start()
             _started[str(cache.path(key))] = start
     except (OSError, ValueError, RuntimeError, PylayersError):
@@ -73,14 +69,14 @@ def take(cache: StatCache, key: str, root_fd: int) -> tuple[KnownTree, bool] | N
     if not _started:
         return None
     start = _started.pop(str(cache.path(key)), None)
-    if start is None or start.thread is None:
+    if start is None:
         return None
-    start.thread.join()
+    confirmed = start.finish()
     same = os.path.sameopenfile(start.descriptor, root_fd)
     os.close(start.descriptor)
     if not same or time.monotonic_ns() - start.started_ns > FRESH_NS:
         return None
-    return start.known, start.confirmed
+    return start.known, confirmed
 
 
 def note(cache: StatCache, directory: str, dockerfile: str, keys: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,26 @@ def test_a_tree_of_two_devices_is_left_to_the_walk(tree: Path) -> None:
     assert at > 0
     struct.pack_into("<Q", records, at, device + 1)
     assert not holds(tree, (records, heap))
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_threads_share_one_confirmation(tree: Path, change: bool) -> None:
+    known = look(tree)
+    if change:
+        (tree / "a" / "b" / "257").chmod(0o400)
+    with opened(tree) as fd:
+        work = kernel.Confirmation(fd, *known, FOREVER_NS)
+        answers: list[bool] = []
+        threads = [threading.Thread(target=lambda: answers.append(work.run())) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert work.run() is not change
+        assert all(answers) or change
+        assert not kernel.Confirmation(fd, b"", b"", FOREVER_NS).run()
+        with pytest.raises(ValueError, match="heap"):
+            kernel.Confirmation(fd, known[0][:-1], known[1], FOREVER_NS)
 
 
 def test_bad_tables_are_refused(tree: Path) -> None:
