@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pylayers._native import tardiff
-from pylayers.build.destination import Destination, resolve_path
+from pylayers.build.destination import Destination, Ownership, resolve_path
 from pylayers.build.layerrows import Graft, LayerRows, join
-from pylayers.build.source import GraftedRows, LocalTree, Ownership
+from pylayers.build.source import GraftedRows, LocalTree
 from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,

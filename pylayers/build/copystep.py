@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pylayers.build.base import open_local_context
 from pylayers.build.cache import CachedStep
 from pylayers.build.cachekey import copy_key, copy_partial_key
-from pylayers.build.destination import place_destination
+from pylayers.build.destination import Ownership, place_destination
 from pylayers.build.event import StepStatus
 from pylayers.build.session import BuildSession
-from pylayers.build.source import LocalSource, Ownership
+from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput, SourceSpan, Unsupported
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pylayers.build.copy import SourceTree
     from pylayers.build.layerrows import LayerRows
     from pylayers.build.pathfilter import PathFilter
+
+MANY = 8  # so many matches of a wildcard are looked at for files to walk together
 
 
 def copy_trees(
@@ -198,9 +200,16 @@ def open_paths(
     start, chosen = choose(instruction, source)
     if chosen is not None and chosen.include is not None and not is_wild(source):
         context.find(source)  # a plain path has to be there
-    for path in context.find(start):
+    found = context.find(start)
+    if len(found) > MANY:
+        from pylayers.build.filegroup import group_files
+
+        groups = group_files(context, found, instruction.destination)
+    else:
+        groups = [[path] for path in found]
+    for group in groups:
         try:
-            trees.append(context.open(path, chosen))
+            trees.append(context.open(group[0], chosen) if len(group) == 1 else context.open_files(group))
         except Hollow:
             if not is_wild(start):
                 raise

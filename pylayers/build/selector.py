@@ -13,6 +13,7 @@ from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.record import field, record
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
+    FLAG_HARDLINK,
     FLAG_HASHED,
     Buffer,
     EntryTable,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pylayers.build.pathfilter import PathFilter
 
 WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
+WORD_LINK_LENGTH = 21
 WORD_XATTR_LENGTH = 22
 WORD_MODE = 23
 WORD_FLAGS = 29
@@ -42,7 +44,7 @@ class Selector:
 
     rules: IgnoreRules | None
     base: str
-    only: bytes | None
+    only: frozenset[bytes] | None  # names in the walked directory
     chosen: PathFilter | None = None  # --exclude and --parents, relative to the walked directory
     hollow: set[bytes] = field(default_factory=set)  # directories that only count if something inside them does
     unchosen: set[bytes] = field(default_factory=set)  # those of them that `chosen` would leave out
@@ -50,7 +52,7 @@ class Selector:
     def __call__(self, directory: bytes, names: list[bytes], modes: bytes) -> bytearray:
         """Return one byte per name: 0 leaves it out."""
         if self.only is not None:
-            return bytearray(name == self.only and not directory for name in names)
+            return bytearray(name in self.only and not directory for name in names)
         keep = bytearray(b"\1" * len(names))
         inside = os.fsdecode(directory)
         if self.rules is not None:
@@ -99,11 +101,22 @@ def walk_selected(
     records, heap = walk.walk(root_fd, selector if needed else None, xattrs, os.cpu_count() or 1)
     if selector.hollow:
         records = drop_hollow(records, heap, selector.hollow)
+    if selector.only is not None and len(selector.only) > 1:
+        part_links(records)
     modes = memoryview(records).cast("I")[WORD_MODE::WORDS_PER_ENTRY]
     sockets = frozenset(row for row, mode in enumerate(modes) if mode & 0o170000 == stat.S_IFSOCK)
     if sockets:
         empty_sockets(records, sockets)
     return records, heap, sockets
+
+
+def part_links(records: bytearray) -> None:
+    """Make later names of an inode files of their own: sources that are copied one by one share nothing."""
+    words = memoryview(records).cast("I")
+    for at in range(0, len(words), WORDS_PER_ENTRY):
+        if words[at + WORD_FLAGS] & FLAG_HARDLINK:
+            words[at + WORD_FLAGS] &= ~FLAG_HARDLINK
+            words[at + WORD_LINK_LENGTH] = 0
 
 
 def drop_hollow(records: bytearray, heap: bytearray, hollow: set[bytes]) -> bytearray:

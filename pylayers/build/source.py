@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pylayers._native import confirm, filehash, graft, tardiff, walk
 from pylayers.build import ahead
+from pylayers.build.destination import Ownership
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.match import match
 from pylayers.errors import Conflict, InvalidInput, NotFound, translate_os_error
@@ -34,12 +35,10 @@ from pylayers.store.entry import (
 from pylayers.store.statcache import KnownTree, StatCache
 
 if TYPE_CHECKING:
-    from pylayers.build.filemode import Change
     from pylayers.build.pathfilter import PathFilter
 
 WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
 WORD_FLAGS = 29
-MTIME_WORD = 6  # of 8 bytes
 SYMLINK_LIMIT = 40
 # Local file systems that stamp a directory whenever a name in it comes, goes or changes: ext, xfs, btrfs, tmpfs, f2fs,
 # zfs, bcachefs and overlay. Elsewhere every directory is listed again.
@@ -53,38 +52,6 @@ def new_hasher() -> type:
     from blake3 import blake3
 
     return blake3
-
-
-@record
-class Ownership:
-    """Say what --chown, --chmod and SOURCE_DATE_EPOCH make of copied rows; -1 and None keep the source's."""
-
-    uid: int = -1
-    gid: int = -1
-    mode: int = -1  # an octal --chmod
-    changes: tuple[Change, ...] = ()  # a symbolic --chmod
-    mtime_s: int | None = None
-
-    @property
-    def parent_mode(self) -> int:
-        """Return the mode of directories that a copy has to make: BuildKit makes them under an umask of 022."""
-        return 0o755 if self.mode < 0 else self.mode & 0o755
-
-    @property
-    def digest_name(self) -> str:
-        """Return the stat cache's name for a digest under this --chmod; a walk's key says what was walked."""
-        return f"content {self.mode:o} {self.changes!r}" if self.changes or self.mode >= 0 else "content"
-
-    def finish(self, records: bytearray) -> None:
-        """Apply what graft() doesn't know: symbolic modes, and a time for all."""
-        if self.changes:
-            from pylayers.build.filemode import change_rows
-
-            change_rows(records, self.changes)
-        if self.mtime_s is not None:
-            times = memoryview(records).cast("q")
-            for at in range(MTIME_WORD, len(times), ENTRY_SIZE_BYTES // 8):
-                times[at] = self.mtime_s * 1_000_000_000
 
 
 @record(frozen=False)
@@ -114,7 +81,7 @@ class LocalTree:
     cache_key: str
     known: KnownTree | None
     unknown: bytes | None  # uint32 rows with no known content; None: all is as it was known
-    is_root: bool = False  # of its context: its time is the checkout's, not the content's
+    is_root: bool = False  # the context's root (its time is the checkout's, not the content's), or only some files
     included: bool = False  # only what a pattern (--parents) matches
     partial: frozenset[bytes] = frozenset()  # directories, below the top, that are only there for what is in them
     sockets: frozenset[int] = frozenset()  # rows that have nothing to open
@@ -324,18 +291,29 @@ class LocalSource:
         """
         resolved = resolve_inside(self.directory, path)
         name = path.rsplit("/", 1)[-1]
-        target = self.directory / resolved
-        is_directory = target.is_dir()
-        walked = target if is_directory else target.parent
-        base = resolved if is_directory else resolved.rpartition("/")[0]
-        only = None if is_directory else os.fsencode(target.name)
+        if not (self.directory / resolved).is_dir():
+            base, _, last = resolved.rpartition("/")
+            return self.open_directory(base, frozenset((os.fsencode(last),)), None, name)
+        tree = self.open_directory(resolved, None, chosen, name)
+        if tree.end == 1 and resolved and self.rules and self.rules.excluded(resolved, True):
+            hint = f".dockerignore excludes all that is in {resolved}"
+            raise Hollow(f"{path!r} not found in the build context", hint=hint)
+        return tree
+
+    def open_files(self, paths: Sequence[str]) -> LocalTree:
+        """Walk several plain files of one directory as the content of a tree, hard links as files of their own."""
+        base = resolve_inside(self.directory, paths[0].rpartition("/")[0])
+        return self.open_directory(base, frozenset(os.fsencode(path.rpartition("/")[2]) for path in paths), None, "")
+
+    def open_directory(
+        self, base: str, only: frozenset[bytes] | None, chosen: PathFilter | None, name: str
+    ) -> LocalTree:
+        """Walk a directory, or some names in it."""
+        walked = self.directory / base
         try:
             root_fd = os.open(walked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                tree = self.walk(walked, root_fd, base, only, chosen if is_directory else None, name)
-                if is_directory and tree.end == 1 and base and self.rules and self.rules.excluded(base, True):
-                    hint = f".dockerignore excludes all that is in {base}"
-                    raise Hollow(f"{path!r} not found in the build context", hint=hint)
+                tree = self.walk(walked, root_fd, base, only, chosen, name)
             except BaseException:
                 os.close(root_fd)
                 raise
@@ -345,15 +323,21 @@ class LocalSource:
         return tree
 
     def walk(
-        self, walked: Path, root_fd: int, base: str, only: bytes | None, chosen: PathFilter | None, name: str
+        self,
+        walked: Path,
+        root_fd: int,
+        base: str,
+        only: frozenset[bytes] | None,
+        chosen: PathFilter | None,
+        name: str,
     ) -> LocalTree:
-        """Walk an opened directory (or one name in it) and match it with the stat cache."""
+        """Walk an opened directory (or some names in it) and match it with the stat cache."""
         started_ns = time.time_ns()
         extra = (chosen.name,) if chosen is not None else ()
-        key = "\0".join((str(walked), os.fsdecode(only or b""), self.fingerprint, *extra))
+        key = "\0".join((str(walked), os.fsdecode(b"/".join(sorted(only or ()))), self.fingerprint, *extra))
         early = ahead.take(self.cache, key, root_fd) if self.cache is not None else None
         known, confirmed = early or (self.cache.load(key) if self.cache is not None else None, None)
-        is_root = only is None and not base
+        is_root = not base if only is None else len(only) > 1  # its own time is nobody's
         included = chosen is not None and chosen.include is not None
         if known is not None and self.confirms(root_fd, known, chosen, confirmed):
             top, end = self.find_top(walked, only, known.records, known.heap)
@@ -385,14 +369,15 @@ class LocalSource:
             is_root, included, frozenset(selector.unchosen), sockets,
         )  # fmt: skip
 
-    def find_top(self, walked: Path, only: bytes | None, records: Buffer, heap: Buffer) -> tuple[int, int]:
-        """Return the rows of what is copied: all, or those of one name. Raises NotFound where it vanished."""
-        if only is None:
-            return 0, len(records) // ENTRY_SIZE_BYTES
-        top = tardiff.find(records, heap, only)
-        if top < 0:
-            raise NotFound(f"{walked / os.fsdecode(only)} vanished while it was read")
-        return top, top + 1
+    def find_top(
+        self, walked: Path, only: frozenset[bytes] | None, records: Buffer, heap: Buffer
+    ) -> tuple[int, int]:
+        """Return the rows of what is copied: all, or that of one name. Raises NotFound where one vanished."""
+        for name in only or ():
+            top = tardiff.find(records, heap, name)
+            if top < 0:
+                raise NotFound(f"{walked / os.fsdecode(name)} vanished while it was read")
+        return (0, len(records) // ENTRY_SIZE_BYTES) if only is None or len(only) > 1 else (top, top + 1)
 
     def confirms(self, root_fd: int, known: KnownTree, chosen: PathFilter | None, confirmed: bool | None) -> bool:
         """Tell, without listing anything, that a walk would find the known tree again; `confirmed` tells it already.

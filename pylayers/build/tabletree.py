@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from blake3 import blake3
 
 from pylayers._native import graft, tardiff
+from pylayers.build.destination import Ownership
 from pylayers.build.pathfilter import PathFilter
 from pylayers.build.selector import take_rows
-from pylayers.build.source import GraftedRows, Ownership
+from pylayers.build.source import GraftedRows
 from pylayers.errors import IntegrityError, translate_os_error
 from pylayers.record import field, record
 from pylayers.store.entry import (

@@ -526,10 +526,40 @@ def test_an_epoch_is_every_rows_time(shared: Engine, context: Path) -> None:
 
 
 def test_many_files_of_one_wildcard(shared: Engine, context: Path) -> None:
-    names = [f"w{number}.txt" for number in range(1500)]
-    fill(context, dict.fromkeys(names, "w"), "COPY w*.txt /all/")
+    """They are walked together, but copied as if one by one: no hard links, later ones over earlier ones."""
+    names = [f"w{number:04}.txt" for number in range(1000)]
+    files = dict.fromkeys(names, "w") | {"a/deep.txt": "a", "w0500.d/w0003.txt": "inner", "w0500.d/w0900.txt": "inner"}
+    fill(context, files, "COPY w* */*.txt /all/", {"w0100.link": "w0001.txt"})
+    os.link(context / "w0001.txt", context / "w0002.zz")
+    settle(context)
     found = observe(shared, context)
-    assert set(found) == {"all", *(f"all/{name}" for name in names)}
+    one = "file 644 0:0 src w"
+    assert found.pop("all") == "dir 755 0:0 src"  # w0500.d's time
+    assert found.pop("all/deep.txt") == "file 644 0:0 src a"
+    assert found == {f"all/{name}": one for name in [*names, "w0002.zz", "w0100.link"]} | {
+        f"all/{name}": "file 644 0:0 src inner" for name in ("w0003.txt", "w0900.txt")
+    }
     assert statuses(shared.build(context))[-1] == "COPY cached"
     (context / names[7]).write_text("changed")
     assert observe(shared, context)[f"all/{names[7]}"].endswith("changed")
+    (context / names[8]).unlink()
+    assert f"all/{names[8]}" not in observe(shared, context)
+
+
+def test_few_and_many_matches_are_copied_alike(shared: Engine, context: Path) -> None:
+    fill(context, {f"m{number}": str(number) for number in range(12)}, "COPY m? m1[01] /one/\nCOPY m* /many/")
+    found = observe(shared, context)
+    one, many = ({name.partition("/")[2]: told for name, told in found.items() if name.startswith(top)}
+                 for top in ("one/", "many/"))  # fmt: skip
+    assert one == many
+    assert len(one) == 12
+    (context / "m11").chmod(0o755)
+    settle(context)
+    assert statuses(shared.build(context))[1:] == ["COPY built", "COPY built"]
+
+
+def test_many_matches_onto_one_file_are_copied_one_after_another(shared: Engine, context: Path) -> None:
+    fill(context, {f"m{number:02}": str(number) for number in range(12)}, "COPY m* /one\nCOPY m* /data/sub\n")
+    found = observe(shared, context)
+    assert found["one"] == "file 644 0:0 src 11"
+    assert len([name for name in found if name.startswith("data/sub/m")]) == 12
