@@ -55,10 +55,23 @@ def open_contexts(given: Mapping[str, str], cache_of: LocalSource) -> dict[str, 
             )
         path = Path(os.path.realpath(place))
         if path.is_dir():
-            found[context_key(name)] = LocalSource(path, cache=cache_of.cache)
+            found[context_key(name)] = open_directory(path, cache_of)
         elif not path.is_file():
             raise NotFound(f"--build-context {name}={place}: no such file or directory")
     return found
+
+
+def open_directory(path: Path, cache_of: LocalSource) -> LocalSource:
+    """Open a directory as a context, less what its own .dockerignore names."""
+    from pylayers.dockerfile.ignore import parse
+
+    try:
+        content = (path / ".dockerignore").read_bytes()
+    except FileNotFoundError:
+        return LocalSource(path, cache=cache_of.cache)
+    except OSError as error:
+        raise translate_os_error(error, "read ignore file") from error
+    return LocalSource(path, parse(content), cache_of.cache, digest_hex(digest_of(content)))
 
 
 def check_name(name: str) -> None:

@@ -497,6 +497,14 @@ def test_an_excluded_directory_is_not_found(shared: Engine, context: Path) -> No
     assert observe(shared, context) == {"x": NEW}
 
 
+def test_a_named_context_has_its_own_ignore_file(shared: Engine, context: Path, tmp_path: Path) -> None:
+    write(tmp_path / "other", {"x": "x", "y": "y", ".dockerignore": "y\n"})
+    fill(context, {"y": "mine"}, "COPY --from=other . /made/\nCOPY y /made/mine")
+    found = observe(shared, context, contexts={"other": str(tmp_path / "other")})
+    assert set(found) == {"made", "made/x", "made/.dockerignore", "made/mine"}
+    assert found["made"] == NEW
+
+
 @pytest.mark.parametrize(
     ("body", "hint"),
     [
