@@ -6,13 +6,12 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from pylayers._native import graft, tardiff
 from pylayers.build.destination import Ownership
-from pylayers.build.pathfilter import PathFilter
-from pylayers.build.selector import take_rows
 from pylayers.build.source import GraftedRows
 from pylayers.errors import IntegrityError, translate_os_error
 from pylayers.record import field, record
@@ -27,6 +26,9 @@ from pylayers.store.entry import (
     TableBuilder,
 )
 from pylayers.store.layer import Layer
+
+if TYPE_CHECKING:
+    from pylayers.build.pathfilter import PathFilter
 
 HEREDOC_MODE = 0o644
 WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
@@ -47,6 +49,7 @@ class TableTree:
     included: bool = False  # only what a pattern (--parents) matches
     partial: frozenset[bytes] = frozenset()  # directories, below the top, that are only there for what is in them
     _descriptors: list[int] = field(default_factory=list)
+    _digested: tuple[Ownership, bytes] | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -64,14 +67,19 @@ class TableTree:
 
     def digest(self, owner: Ownership) -> bytes:
         """Return the digest of what reaches the result; a directory's own mode and attributes don't."""
+        if self._digested is not None and self._digested[0] == owner:
+            return self._digested[1]
         inner = not self.is_directory
         try:
-            if owner.uid < 0 and owner.gid < 0 and owner.mode < 0 and not owner.changes:
-                return tardiff.tree_digest(self.table.records, self.table.heap, blake3, self.top, inner)
-            rows = self.graft(b"", owner, [0] * self.file_count)
-            return tardiff.tree_digest(rows.records, rows.heap, blake3, 0, inner)
+            if owner == Ownership():
+                digest = tardiff.tree_digest(self.table.records, self.table.heap, blake3, self.top, inner)
+            else:
+                rows = self.graft(b"", owner, [0] * self.file_count)
+                digest = tardiff.tree_digest(rows.records, rows.heap, blake3, 0, inner)
         except ValueError as error:
             raise IntegrityError(f"no tree digest: {error}") from error
+        self._digested = (owner, digest)
+        return digest
 
     def rows(self, prefix: bytes, owner: Ownership) -> GraftedRows:
         """Return the tree's rows at a new path; data comes straight from the files."""
@@ -176,6 +184,8 @@ def choose_rows(table: EntryTable, top: int, end: int, chosen: PathFilter) -> tu
 
 def mend_links(table: EntryTable, rows: list[int]) -> EntryTable:
     """Take some rows; of a hard-linked file whose first name isn't among them, the next name becomes the first."""
+    from pylayers.build.selector import take_rows
+
     records, heap = take_rows(table.records, rows), bytearray(table.heap)
     taken = EntryTable(records, heap)
     paths: set[bytes] | None = None
