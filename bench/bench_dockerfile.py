@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pylayers.dockerfile import ignore, lint
+from pylayers.build.dryrun import Question, check_content
+from pylayers.build.state import StageState
+from pylayers.dockerfile import ignore
 from pylayers.dockerfile.parse import parse
+from pylayers.oci.platform import Platform
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "2000"))
 
@@ -52,8 +55,10 @@ def test_expand(benchmark: Any) -> None:
 
 
 def test_lint(benchmark: Any) -> None:
-    file = parse(make_dockerfile(ENTRIES))
-    assert isinstance(benchmark(lint.check, file), tuple)
+    here = Platform("linux", "amd64")
+    content, question = make_dockerfile(ENTRIES), Question(platform=here)
+    found = benchmark(check_content, content, "Dockerfile", question, lambda *_: StageState(here))
+    assert found.error is None
 
 
 def test_ignore(benchmark: Any) -> None:

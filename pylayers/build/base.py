@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pylayers.build.event import BuildWarning
@@ -11,7 +11,7 @@ from pylayers.build.session import BuildSession
 from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState
 from pylayers.errors import InvalidInput, NotFound, SourceSpan, Unsupported
-from pylayers.image.view import load_image, resolve_reference
+from pylayers.image.view import Image, load_image, resolve_reference
 from pylayers.oci.config import RunConfig
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
@@ -19,6 +19,7 @@ from pylayers.record import replace
 
 if TYPE_CHECKING:
     from pylayers.dockerfile.instructions import From, Instruction
+    from pylayers.store import Store
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IMAGE_CONTEXT = "docker-image://"
@@ -70,24 +71,18 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
         raise Unsupported(
             f"--pull: {wanted} cannot be looked for in a registry yet", span=span, hint="build without --pull"
         )
-    digest = resolve_reference(session.store, read_name(session, wanted, span))
-    if digest is None:
-        # A name wins over an id; a short one is rather a name that is missing.
-        by_id = session.store.metadata.images.find(wanted) if len(wanted) >= ID_DIGITS else None
-        digest = None if by_id is None else by_id.digest
-    if digest is None:
-        raise missing_base(session, wanted, span)
+    digest = find_image(session.store, wanted, span, session.stage_names.values(), session.emit)
     session.hold("blob", digest)
-    image = load_image(session.store, digest)
-    offered = Platform(image.config.os, image.config.architecture, image.config.variant)
-    if platform.rank(offered) is None:
-        raise InvalidInput(
-            f"{wanted} is for {offered}, and {platform} is wanted", span=span, hint=f"build with --platform {offered}"
-        )
+    image = load_fitting(session.store, digest, wanted, platform, span)
     for diff_id in image.config.diff_ids:
         session.hold("layer", diff_id)
+    return enter_image(image)
+
+
+def enter_image(image: Image) -> StageState:
+    """Return the state of a stage that starts from an image."""
     return StageState(
-        platform=offered,
+        platform=Platform(image.config.os, image.config.architecture, image.config.variant),
         diff_ids=image.config.diff_ids,
         config=image.config.config,
         history=image.config.history,
@@ -97,11 +92,40 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
     )
 
 
-def missing_base(session: BuildSession, wanted: str, span: SourceSpan) -> NotFound:
+def find_image(
+    store: Store,
+    wanted: str,
+    span: SourceSpan,
+    stage_names: Iterable[str | None],
+    emit: Callable[[BuildWarning], None],
+) -> str:
+    """Return the digest of an image in the store. Raises NotFound."""
+    digest = resolve_reference(store, read_name(store, wanted, span, emit))
+    if digest is None:
+        # A name wins over an id; a short one is rather a name that is missing.
+        by_id = store.metadata.images.find(wanted) if len(wanted) >= ID_DIGITS else None
+        digest = None if by_id is None else by_id.digest
+    if digest is None:
+        raise missing_base(wanted, span, stage_names)
+    return digest
+
+
+def load_fitting(store: Store, digest: str, wanted: str, platform: Platform, span: SourceSpan) -> Image:
+    """Load an image of the store. Raises InvalidInput for one of another platform."""
+    image = load_image(store, digest)
+    offered = Platform(image.config.os, image.config.architecture, image.config.variant)
+    if platform.rank(offered) is None:
+        raise InvalidInput(
+            f"{wanted} is for {offered}, and {platform} is wanted", span=span, hint=f"build with --platform {offered}"
+        )
+    return image
+
+
+def missing_base(wanted: str, span: SourceSpan, stage_names: Iterable[str | None]) -> NotFound:
     """Return the error for an image that isn't in the store; a stage's name that is nearly the same is told."""
     from pylayers.dockerfile.suggest import suffix_suggestion
 
-    names = [name for name in session.stage_names.values() if name]
+    names = [name for name in stage_names if name]
     return NotFound(
         f"base image {wanted!r} is not in the store{suffix_suggestion(wanted, names)}",
         hint=f"bring one in with: pylayers import ROOTFS.tar {wanted.lower()}",
@@ -109,16 +133,16 @@ def missing_base(session: BuildSession, wanted: str, span: SourceSpan) -> NotFou
     )
 
 
-def read_name(session: BuildSession, wanted: str, span: SourceSpan) -> str:
+def read_name(store: Store, wanted: str, span: SourceSpan, emit: Callable[[BuildWarning], None]) -> str:
     """Return a base image's full name, in lower case with a warning; an image id is returned as it is."""
     try:
         reference = Reference.parse_lenient(wanted)
     except InvalidInput as error:
-        if session.store.metadata.images.find(wanted) is not None:
+        if store.metadata.images.find(wanted) is not None:
             return wanted
         raise InvalidInput(error.message, hint=error.hint, span=span) from None
     for warning in reference.warnings:
-        session.emit(BuildWarning(warning, file=span.file, line=span.line))
+        emit(BuildWarning(warning, file=span.file, line=span.line))
     return str(reference)
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pylayers.build.cache import CachedStep
 from pylayers.build.cachekey import hash_fields, pack_texts
 from pylayers.build.event import BuildWarning
 from pylayers.dockerfile.instructions import Dockerfile
-from pylayers.errors import BuildError, InvalidInput, PylayersError
+from pylayers.errors import BuildError, InvalidInput, PylayersError, SourceSpan
 from pylayers.record import record
 
 if TYPE_CHECKING:
     from pylayers.build.plan import Plan
     from pylayers.build.request import BuildOptions
     from pylayers.build.session import BuildSession
-    from pylayers.dockerfile.instructions import Warning_
+    from pylayers.build.state import StageState
+    from pylayers.oci.platform import Platform
     from pylayers.store import Store
 
 SETTINGS_ARGUMENT = "BUILDKIT_DOCKERFILE_CHECK"
@@ -49,110 +50,104 @@ class CheckResult:
 
 
 def warn_build(session: BuildSession, dockerfile: Dockerfile, plan: Plan, content_digest: str) -> None:
-    """Tell a build's warnings, kept where the file was checked before. Raises InvalidInput where they count."""
+    """Tell a build's warnings, kept where the file was checked before. Raises InvalidInput where they count.
+
+    An instruction that its step would refuse is refused here, before the steps above it are built.
+    """
     chosen = session.options.arguments.get(SETTINGS_ARGUMENT, dockerfile.directive("check") or "")
-    names = {index: tuple(state.config.environment()) for index, state in session.bases.items()}
-    fields = [content_digest, dockerfile.file, chosen, str(plan.target), repr(sorted(names.items()))]
-    key = hash_fields("check", (pack_texts(fields),))
+    bases = {index: (state.config.env, state.config.shell) for index, state in session.bases.items()}
+    asked = (sorted(session.options.arguments.items()), sorted(bases.items()), str(session.platform))
+    key = hash_fields("check", (pack_texts([content_digest, dockerfile.file, str(plan.target), repr(asked)]),))
     known = session.cache.lookup(key)
     if known is not None and isinstance(known.inputs, Mapping) and "warnings" in known.inputs:
         found = [BuildWarning(*one) for one in known.inputs["warnings"]]
     else:
-        reached = {planned.stage.index for planned in plan.stages}
-        warnings = check_file(dockerfile, chosen, names, reached)
-        found = [BuildWarning(one.message, one.rule, one.span.file, one.span.line) for one in warnings]
+        found = find_warnings(session, dockerfile, plan)
         rows = [[one.message, one.rule, one.file, one.line] for one in found]
         session.cache.record(key, "", "check", "", CachedStep(None, 0, inputs={"warnings": rows}))
     for one in found:
         session.emit(one)
-    if found and "error" in chosen.lower():
-        refuse_warnings(chosen, [one.rule for one in found])
+    if found and "error" in chosen:
+        from pylayers.build.dryrun import choose_settings
+
+        if choose_settings(dockerfile.directive("check"), session.options.arguments).error:
+            raise refuse_warnings([one.rule for one in found])
 
 
-def refuse_warnings(chosen: str, rules: list[str]) -> None:
-    """Raise the error of `error=true`."""
-    from pylayers.dockerfile.lint import read_settings
-
-    if read_settings(chosen).error:
-        raise InvalidInput(
-            f"lint violation found for rules: {', '.join(dict.fromkeys(rules))}",
-            hint="mend them, or leave them out with: # check=skip=RULE",
-        )
+def refuse_warnings(rules: list[str]) -> InvalidInput:
+    """Return the error of `error=true`."""
+    return InvalidInput(
+        f"lint violation found for rules: {', '.join(dict.fromkeys(rules))}",
+        hint="mend them, or leave them out with: # check=skip=RULE",
+    )
 
 
-def check_file(
-    dockerfile: Dockerfile, chosen: str, names: Mapping[int, Collection[str]], stages: Collection[int] | None = None
-) -> tuple[Warning_, ...]:
-    """Return the warnings of a file by the settings of its directive or of the build argument."""
-    from pylayers.dockerfile import lint
+def find_warnings(session: BuildSession, dockerfile: Dockerfile, plan: Plan) -> list[BuildWarning]:
+    """Return the warnings of the stages that a build takes. Raises the error that one of them would end with."""
+    from pylayers.build.dryrun import Findings, Question, check_bases, check_instructions, check_stages, choose_settings
 
-    return lint.check(dockerfile, settings=lint.read_settings(chosen), base_names=names, stages=stages)
+    options = session.options
+    found = Findings(settings=choose_settings(dockerfile.directive("check"), options.arguments))
+    question = Question(arguments=options.arguments, target=options.target, platform=session.platform)
+    check_instructions(dockerfile, found)
+    check_bases(dockerfile, question, found)
+    check_stages(plan, session.bases, question, found)
+    return [BuildWarning(one.message, one.rule, one.span.file, one.span.line) for one in found.kept()]
 
 
 def check(store: Store, options: BuildOptions) -> CheckResult:
-    """Check a Dockerfile without building anything; every stage is looked at. Raises NotFound for no Dockerfile."""
-    from pylayers.build.builder import find_ignore_rules, locate_dockerfile, read_content, shown_path
+    """Check a Dockerfile without building anything; with no target every stage. Raises NotFound for no Dockerfile."""
+    from pylayers.build import builder
+    from pylayers.build.dryrun import Question, check_content
     from pylayers.dockerfile import lint
     from pylayers.dockerfile.excerpt import excerpt
-    from pylayers.dockerfile.parse import parse
 
-    path = locate_dockerfile(options)
-    content = read_content(path)
-    try:
-        dockerfile = parse(content, shown_path(path))
-    except InvalidInput as error:
-        return CheckResult((), with_excerpt(error, content))
-    settings = lint.read_settings(options.arguments.get(SETTINGS_ARGUMENT, dockerfile.directive("check") or ""))
-    rules, _ = find_ignore_rules(options.context, path)
-    names = read_base_names(store, options, dockerfile)
-    found = lint.check(dockerfile, settings=settings, ignore=rules, base_names=names)
+    path = builder.locate_dockerfile(options)
+    content = builder.read_content(path)
+    question = Question(
+        arguments=options.arguments,
+        target=options.target,
+        platform=builder.choose_platform_of(options.platforms[:1]),
+        contexts=options.contexts,
+        ignore=builder.find_ignore_rules(options.context, path)[0],
+    )
+    found = check_content(content, builder.shown_path(path), question, ImageLoader(store, options).load)
+    kept = found.kept()
     warnings = tuple(
         CheckWarning(one.rule, one.message, lint.url(one.rule), one.span.file, one.span.line,
                      one.span.end_line or one.span.line, excerpt(content, one.span))
-        for one in found
+        for one in kept
     )  # fmt: skip
-    refused = find_error(options, dockerfile)
-    if refused is None and warnings and settings.error:
-        rules_found = ", ".join(dict.fromkeys(one.rule for one in warnings))
-        refused = InvalidInput(f"lint violation found for rules: {rules_found}")
+    refused = found.error
+    if refused is None and warnings and found.settings.error:
+        refused = refuse_warnings([one.rule for one in kept])
     return CheckResult(warnings, None if refused is None else with_excerpt(refused, content))
 
 
-def find_error(options: BuildOptions, dockerfile: Dockerfile) -> PylayersError | None:
-    """Return what planning the file fails with, or None."""
-    from pylayers.build.builder import choose_platform_of
-    from pylayers.build.plan import make_plan
+class ImageLoader:
+    """Load the images that a checked file names; what a named context gives stays unknown."""
 
-    try:
-        platform = choose_platform_of(options.platforms[:1])
-        make_plan(dockerfile, options.arguments, options.target, platform=platform, contexts=options.contexts)
-    except PylayersError as error:
-        return error
-    return None
+    def __init__(self, store: Store, options: BuildOptions) -> None:
+        self._store = store
+        self._contexts = options.contexts
 
+    def load(self, name: str, platform: Platform, span: SourceSpan, stage_names: Sequence[str]) -> StageState:
+        """Return the state that a stage on the image begins with. Raises NotFound, InvalidInput."""
+        from pylayers.build.base import IMAGE_CONTEXT, enter_image, find_image, load_fitting
+        from pylayers.build.state import StageState
 
-def read_base_names(store: Store, options: BuildOptions, dockerfile: Dockerfile) -> dict[int, tuple[str, ...]]:
-    """Return, for each stage on an image of the store, the variables that the image sets."""
-    from pylayers.build.plan import expand_global_arguments
-    from pylayers.image.view import load_image, resolve_reference
+        if name == "scratch":
+            return StageState(platform)
+        wanted = name
+        if self._contexts:
+            from pylayers.build.namedcontext import context_key
 
-    values = expand_global_arguments(dockerfile.global_args, options.arguments)
-    found: dict[int, tuple[str, ...]] = {}
-    known: dict[str, tuple[str, ...] | None] = {}
-    for stage in dockerfile.stages:
-        try:
-            name = stage.base.expand(values).image
-            if dockerfile.find_stage(name, before=stage.index) is not None or name == "scratch":
-                continue
-            if name not in known:
-                digest = resolve_reference(store, name)
-                known[name] = None if digest is None else tuple(load_image(store, digest).config.config.environment())
-        except PylayersError:
-            continue
-        names = known[name]
-        if names is not None:
-            found[stage.index] = names
-    return found
+            given = {context_key(key): place for key, place in self._contexts.items()}.get(context_key(name), wanted)
+            if given is not wanted and not given.startswith(IMAGE_CONTEXT):
+                return StageState(platform)
+            wanted = given.removeprefix(IMAGE_CONTEXT)
+        digest = find_image(self._store, wanted, span, stage_names, lambda _: None)
+        return enter_image(load_fitting(self._store, digest, wanted, platform, span))
 
 
 def with_excerpt(error: PylayersError, content: bytes) -> PylayersError:

@@ -120,22 +120,32 @@ def read_ports(instruction: df.Expose) -> list[str]:
 def expand_ports(word: str, instruction: df.Instruction) -> list[str]:
     """Return "80/tcp" forms of one EXPOSE word: a port or a range, after an address or host port that don't count."""
     hint = "for example: EXPOSE 8080/tcp, or a range: EXPOSE 8000-8010/udp"
-    whole, _, protocol = word.partition("/")
-    protocol = (protocol or "tcp").lower()
-    ports = whole.rpartition(":")[2]
+    whole, _, written = word.partition("/")
+    address, ports = whole.rpartition(":")[::2]
     if not ports:
         raise InvalidInput(f'invalid port: "{word}": no port specified', span=instruction.span, hint=hint)
+    protocol = (written or "tcp").lower()
     if protocol not in ("tcp", "udp", "sctp"):
         raise InvalidInput(
-            f'invalid port: "{word}": invalid proto: {protocol}', span=instruction.span, hint="use tcp, udp or sctp"
+            f'invalid port: "{word}": invalid proto: {written}', span=instruction.span, hint="use tcp, udp or sctp"
         )
-    first, dash, last = ports.partition("-")
+    found = read_range(ports)
+    if address.strip(":"):
+        from pylayers.build.words import check_published
+
+        check_published(address, ports, found, instruction)
+    if found is None:
+        raise InvalidInput(f"invalid containerPort: {ports}", span=instruction.span, hint=hint)
+    return [f"{port}/{protocol}" for port in range(found[0], found[1] + 1)]
+
+
+def read_range(text: str) -> tuple[int, int] | None:
+    """Return the first and the last port of `80` or `80-90`, None for anything else."""
+    first, dash, last = text.partition("-")
     if not is_port(first) or (dash and not is_port(last)):
-        raise InvalidInput(f"invalid containerPort: {ports}", span=instruction.span, hint=hint)
+        return None
     low, high = int(first), int(last) if dash else int(first)
-    if low > high:
-        raise InvalidInput(f"invalid containerPort: {ports}", span=instruction.span, hint=hint)
-    return [f"{port}/{protocol}" for port in range(low, high + 1)]
+    return (low, high) if low <= high else None
 
 
 def is_port(text: str) -> bool:

@@ -11,6 +11,9 @@ from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.oci.platform import Platform
 from pylayers.record import record
 
+ARCHITECTURES = frozenset(
+    ("386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64")
+) | {"s390x", "wasm"}
 ReadTriggers = Callable[[int, From], Sequence[Instruction]]
 
 
@@ -18,7 +21,8 @@ ReadTriggers = Callable[[int, From], Sequence[Instruction]]
 class PlannedStage:
     """One stage that will be built: `base` with the global arguments expanded, `needs` other stages' indexes.
 
-    `replaced` tells that a named context of the stage's name is taken in its place; `triggers` are the base image's.
+    `replaced` tells that a named context of the stage's name is taken in its place; `triggers` are the base image's;
+    `sources` are the names in --from and from= that mean stages.
     """
 
     stage: Stage
@@ -27,6 +31,7 @@ class PlannedStage:
     needs: frozenset[int]
     triggers: tuple[Instruction, ...] = ()
     replaced: bool = False
+    sources: frozenset[str] = frozenset()
 
 
 @record
@@ -46,17 +51,18 @@ def make_plan(
     platform: Platform | None = None,
     contexts: Container[str] = (),
     read_triggers: ReadTriggers | None = None,
+    every: bool = False,
 ) -> Plan:
-    """Resolve the target and every stage it reaches. Raises InvalidInput for unknown stages.
+    """Resolve the target and every stage it reaches, or every stage. Raises InvalidInput for unknown stages.
 
     `read_triggers` gives the ONBUILD instructions of a stage's base image: they may need further stages.
     """
     values = expand_global_arguments(dockerfile.global_args, arguments, platform, target)
     bases = [expand_base(stage.base, values) for stage in dockerfile.stages]
     wanted = find_target(dockerfile, target)
-    check_circles(dockerfile)
+    check_circles(dockerfile, contexts)
     planned: dict[int, PlannedStage] = {}
-    pending = [wanted]
+    pending = [*reversed(range(len(bases)))] if every else [wanted]
     while pending:
         index = pending.pop()
         if index in planned:
@@ -78,7 +84,8 @@ def plan_stage(
     stage, base = dockerfile.stages[index], bases[index]
     if stage.name is not None and stage.name in contexts:
         return PlannedStage(stage, base, None, frozenset(), replaced=True)
-    found = dockerfile.find_stage(base.image, before=index)
+    # Stages have lower-case names, and FROM, unlike --from, looks for its name as it is written.
+    found = dockerfile.find_stage(base.image, before=index) if base.image == base.image.lower() else None
     triggers: tuple[Instruction, ...] = ()
     needs: set[int] = set()
     if found is not None:
@@ -87,12 +94,17 @@ def plan_stage(
         triggers = parse_triggers(texts, base)
     elif read_triggers is not None and base.image != "scratch":
         triggers = tuple(read_triggers(index, base))
+    sources: set[str] = set()
     for instruction in (*triggers, *stage.instructions):
-        for needed in stage_references(dockerfile, instruction):
+        for name, needed in stage_references(dockerfile, instruction, contexts):
+            sources.add(name)
+            if needed is None:
+                continue
             if needed >= index:
-                refuse_later(dockerfile, stage, needed, instruction)
+                refuse_later(dockerfile, stage, name, needed, instruction)
             needs.add(needed)
-    return PlannedStage(stage, base, None if found is None else found.index, frozenset(needs), triggers)
+    base_stage = None if found is None else found.index
+    return PlannedStage(stage, base, base_stage, frozenset(needs), triggers, sources=frozenset(sources))
 
 
 def parse_triggers(texts: Sequence[str], base: From) -> tuple[Instruction, ...]:
@@ -108,22 +120,37 @@ def parse_triggers(texts: Sequence[str], base: From) -> tuple[Instruction, ...]:
 
 def expand_base(base: From, values: Mapping[str, str]) -> From:
     """Return a FROM with its variables replaced. Raises InvalidInput for one that is left blank."""
-    expanded = base.expand(values)
+    unset: list[str] = []
+    expanded = base.expand(values, unmatched=unset)
     if not expanded.image:
         raise InvalidInput(f"base name ({base.image}) should not be blank", span=base.span)
     if base.platform is not None:
         if not expanded.platform:
             raise InvalidInput(
-                f"empty platform value from expression {base.platform}", span=base.span,
-                hint="declare the variable with ARG before the first FROM",
+                f"empty platform value from expression {base.platform}{suggest_argument(unset, values)}",
+                span=base.span, hint="declare the variable with ARG before the first FROM",
             )  # fmt: skip
         try:
-            Platform.parse(expanded.platform)
+            check_platform(expanded.platform)
         except InvalidInput as error:
             raise InvalidInput(
                 f"failed to parse platform {base.platform}: {error.message}", hint=error.hint, span=base.span
             ) from None
     return expanded
+
+
+def suggest_argument(unset: Sequence[str], values: Mapping[str, str]) -> str:
+    """Return what the last name without a value probably means."""
+    from pylayers.dockerfile.suggest import suffix_suggestion
+
+    return suffix_suggestion(unset[-1], values) if unset else ""
+
+
+def check_platform(text: str) -> None:
+    """Refuse what names no platform; a single word must be a known system or architecture. Raises InvalidInput."""
+    platform = Platform.parse(text)
+    if "/" not in text and platform.os == "linux" and platform.architecture not in ARCHITECTURES:
+        raise InvalidInput(f'"{text}": unknown operating system or architecture', hint="for example: linux/arm64/v8")
 
 
 def expand_global_arguments(
@@ -159,70 +186,77 @@ def platform_arguments(platform: Platform | None = None, target: str | None = No
 
 
 def find_target(dockerfile: Dockerfile, target: str | None) -> int:
-    """Return the index of the stage to build: the named one (any case), that with the number, or the last."""
+    """Return the index of the stage to build: the named one (in any case), or the last."""
     if target is None:
         return len(dockerfile.stages) - 1
     found = dockerfile.find_stage(target)
     if found is not None:
         return found.index
-    number = read_number(target)
-    if number is not None and number < len(dockerfile.stages):
-        return number
     from pylayers.dockerfile.suggest import suffix_suggestion
 
     names = [stage.name for stage in dockerfile.stages if stage.name]
     raise InvalidInput(
-        f'target stage "{target}" could not be found in {dockerfile.file}{suffix_suggestion(target, names)}',
-        hint="its named stages are: " + ", ".join(names[:50]) if names else "no stage has a name; give its number",
+        f'target stage "{target}" could not be found{suffix_suggestion(target, names)}',
+        hint="its named stages are: " + ", ".join(names[:50]) if names else "give the stage a name: FROM … AS NAME",
     )
 
 
-def stage_references(dockerfile: Dockerfile, instruction: Instruction) -> list[int]:
-    """Return the stages that one instruction reads from. A name means the last stage of that name in the file."""
-    found: list[int] = []
+def stage_references(
+    dockerfile: Dockerfile, instruction: Instruction, contexts: Container[str] = ()
+) -> list[tuple[str, int | None]]:
+    """Return the names in one instruction that mean stages, with their numbers (None for a named context).
+
+    A name means the last stage of that name in the file; only COPY takes numbers.
+    """
+    found: list[tuple[str, int | None]] = []
     for name in source_names(instruction):
+        if name in contexts:
+            found.append((name, None))
+            continue
         stage = dockerfile.find_stage(name)
         if stage is not None:
-            found.append(stage.index)
+            found.append((name, stage.index))
             continue
-        number = read_number(name)
+        number = read_number(name.removeprefix("-")) if isinstance(instruction, Copy) else None
         if number is not None:
-            if number >= len(dockerfile.stages):
+            if number >= len(dockerfile.stages) or name.startswith("-"):
                 raise InvalidInput(
-                    f"invalid stage index {number}", span=instruction.span,
+                    f"invalid stage index {name}", span=instruction.span,
                     hint=f"the stages have the numbers 0 to {len(dockerfile.stages) - 1}",
                 )  # fmt: skip
-            found.append(number)
+            found.append((name, number))
     return found
 
 
-def refuse_later(dockerfile: Dockerfile, stage: Stage, needed: int, instruction: Instruction) -> None:
+def refuse_later(dockerfile: Dockerfile, stage: Stage, written: str, needed: int, instruction: Instruction) -> None:
     """Refuse to read from a stage that comes later, or from the one that the instruction is in."""
-    name = dockerfile.stages[needed].name or f"stage-{needed}"
     own = stage.name or f"stage-{stage.index}"
     if needed == stage.index:
         raise InvalidInput(f"circular dependency detected on stage: {own}", span=instruction.span)
+    action = "copy" if isinstance(instruction, Copy) else "mount"
     raise InvalidInput(
-        f'cannot copy from stage "{name}", it needs to be defined before current stage "{own}"',
+        f'cannot {action} from stage "{written}", it needs to be defined before current stage "{own}"',
         span=instruction.span,
         hint=f"move the stage above line {stage.span.line}",
     )
 
 
-def check_circles(dockerfile: Dockerfile) -> None:
+def check_circles(dockerfile: Dockerfile, contexts: Container[str] = ()) -> None:
     """Refuse stages that read from each other, whether the target reaches them or not, and bad stage numbers."""
     edges: list[list[tuple[int, SourceSpan]]] = []
     forward = False
     for stage in dockerfile.stages:
         out: list[tuple[int, SourceSpan]] = []
         for instruction in stage.instructions:
-            for needed in stage_references(dockerfile, instruction):
-                out.append((needed, instruction.span))
-                forward = forward or needed >= stage.index
+            for _, needed in stage_references(dockerfile, instruction, contexts):
+                if needed is not None:
+                    out.append((needed, instruction.span))
+                    forward = forward or needed >= stage.index
         edges.append(out)
     if not forward:
         return  # every edge leads up: there is no circle
     done = [False] * len(edges)
+    first: SourceSpan | None = None
     for start in range(len(edges)):
         stack = [] if done[start] else [(start, iter(edges[start]))]
         path = {start}
@@ -235,9 +269,10 @@ def check_circles(dockerfile: Dockerfile) -> None:
                 path.discard(at)
                 continue
             needed, span = step
+            first = span if len(stack) == 1 else first
             if needed in path:
                 name = dockerfile.stages[start].name or f"stage-{start}"
-                raise InvalidInput(f"circular dependency detected on stage: {name}", span=span)
+                raise InvalidInput(f"circular dependency detected on stage: {name}", span=first)
             if not done[needed]:
                 done[needed] = True
                 path.add(needed)
@@ -247,10 +282,16 @@ def check_circles(dockerfile: Dockerfile) -> None:
 def source_names(instruction: Instruction) -> list[str]:
     """Return the --from names of one instruction (a stage, an image or a named context)."""
     if isinstance(instruction, Copy) and instruction.from_stage:
+        if "$" in instruction.from_stage:
+            raise InvalidInput(
+                "variable expansion is not supported for --from, define a new stage with FROM using ARG from global "
+                "scope as a workaround", span=instruction.span, hint=f"FROM {instruction.from_stage} AS NAME",
+            )  # fmt: skip
         return [instruction.from_stage]
-    if isinstance(instruction, Run):
-        options = [dict(part.partition("=")[::2] for part in mount.split(",")) for mount in instruction.mounts]
-        return [option["from"] for option in options if option.get("from")]
+    if isinstance(instruction, Run) and any("from=" in mount.lower() for mount in instruction.mounts):
+        from pylayers.build import runmount
+
+        return runmount.source_names(instruction.mounts, instruction.span)
     return []
 
 

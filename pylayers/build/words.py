@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pylayers.build.configure import command_line, read_healthcheck, read_ports
+from pylayers.build.configure import command_line, read_healthcheck, read_ports, read_range
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.text import escape_unprintable, quote_whole, show_duration
@@ -113,3 +113,25 @@ def check_signal(instruction: df.StopSignal) -> None:
     raise InvalidInput(
         f"invalid signal: {text}{suggestion}", span=instruction.span, hint="give a name such as SIGTERM, or a number"
     )
+
+
+def check_published(given: str, ports: str, inside: tuple[int, int] | None, instruction: df.Instruction) -> None:
+    """Refuse an EXPOSE's address and host ports where they aren't any, though they don't count."""
+    import ipaddress
+
+    address, colon, host = given.rpartition(":")
+    address = address if colon else ""
+    if address:
+        bare = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+        try:
+            ipaddress.ip_address(bare)
+        except ValueError:
+            raise InvalidInput(f"invalid IP address: {address}", span=instruction.span) from None
+    if inside is None or not host:
+        return
+    outside = read_range(host)
+    if outside is None:
+        raise InvalidInput(f"invalid hostPort: {host}", span=instruction.span)
+    if inside[0] != inside[1] and inside[1] - inside[0] != outside[1] - outside[0]:
+        message = f"invalid ranges specified for container and host Ports: {ports} and {host}"
+        raise InvalidInput(message, span=instruction.span)

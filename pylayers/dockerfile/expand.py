@@ -44,7 +44,7 @@ class Mode:
 
 
 def expand_word(
-    word: str, lookup: Lookup, escape: str = "\\", *, unmatched: set[str] | None = None, quotes: bool = True
+    word: str, lookup: Lookup, escape: str = "\\", *, unmatched: list[str] | None = None, quotes: bool = True
 ) -> str:
     """Return the word with variables replaced and quotes removed.
 
@@ -52,28 +52,30 @@ def expand_word(
     """
     if quotes and escape not in word and "$" not in word and "'" not in word and '"' not in word:
         return word
-    result = process(word, lookup, Mode(escape=escape, plain_quotes=not quotes), split=False)
-    if unmatched is not None:
-        unmatched |= result.unmatched
-    return result.text
+    return process(word, lookup, Mode(escape=escape, plain_quotes=not quotes), split=False, unmatched=unmatched).text
 
 
-def expand_words(word: str, lookup: Lookup, escape: str = "\\", *, unmatched: set[str] | None = None) -> list[str]:
+def expand_words(word: str, lookup: Lookup, escape: str = "\\", *, unmatched: list[str] | None = None) -> list[str]:
     """Return the word with variables replaced, split at spaces outside quotes (those in values split too)."""
-    result = process(word, lookup, Mode(escape=escape))
-    if unmatched is not None:
-        unmatched |= result.unmatched
-    return result.words
+    return process(word, lookup, Mode(escape=escape), unmatched=unmatched).words
 
 
-def process(word: str, lookup: Lookup, mode: Mode, *, split: bool = True) -> Expansion:
-    """Expand a word in the given mode; raise InvalidInput for a malformed or too large one."""
+def process(
+    word: str, lookup: Lookup, mode: Mode, *, split: bool = True, unmatched: list[str] | None = None
+) -> Expansion:
+    """Expand a word in the given mode; raise InvalidInput for a malformed or too large one.
+
+    Names without a value are added to `unmatched`, those before an error too.
+    """
     lexer = _Lexer(word, lookup if callable(lookup) else lookup.get, mode)
     words = _Words() if split else None
     try:
         text = lexer.read_until("", mode.raw_escapes, words)
     except InvalidInput as error:
         raise InvalidInput(f"failed to process {quote(word)}: {error.message}") from None
+    finally:
+        if unmatched is not None:
+            unmatched += sorted(lexer.unmatched)
     return Expansion(text, words.finish() if words else [], lexer.matched, lexer.unmatched)
 
 

@@ -91,6 +91,17 @@ class IgnoreRules:
         index = self._decide(_clean_path(path), remember=is_directory)
         return index >= 0 and not self.rules[index].is_exception
 
+    def excluded_as_written(self, source: str) -> bool:
+        """Tell whether a COPY's source, which is not cleaned here (as in BuildKit's check), or a parent is excluded."""
+        head, slash, _ = source.rpartition("/")
+        parent = clean(head + slash) if slash else "."
+        parts = [] if parent == "." else parent.split("/")
+        names = [source, *("/".join(parts[: depth + 1]) for depth in range(len(parts)))]
+        for rule in reversed(self.rules):
+            if any(rule.matches(name) for name in names):
+                return not rule.is_exception
+        return False
+
     def may_contain(self, path: bytes | str) -> bool:
         """Tell whether something inside this directory may be in the context; False: skip the whole directory."""
         name = _clean_path(path)

@@ -34,7 +34,7 @@ class Instruction:
     escape: str = "\\"
     comments: tuple[str, ...] = ()
 
-    def expand(self, environment: Lookup, *, unmatched: set[str] | None = None) -> Self:
+    def expand(self, environment: Lookup, *, unmatched: list[str] | None = None) -> Self:
         """Return the instruction with its variables replaced; names without a value are added to `unmatched`.
 
         Raises InvalidInput, with the instruction's span, for a malformed word.
@@ -48,14 +48,14 @@ class Instruction:
         except InvalidInput as error:
             raise InvalidInput(error.message, hint=error.hint, span=self.span) from None
 
-    def expand_one(self, word: str, environment: Lookup, *, unmatched: set[str] | None = None) -> str:
+    def expand_one(self, word: str, environment: Lookup, *, unmatched: list[str] | None = None) -> str:
         """Return one word of the instruction with its variables replaced. Raises InvalidInput with the span."""
         try:
             return expand_word(word, environment, self.escape, unmatched=unmatched)
         except InvalidInput as error:
             raise InvalidInput(error.message, hint=error.hint, span=self.span) from None
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return self
 
 
@@ -70,7 +70,7 @@ class From(Instruction):
     alias_text: str = ""
     as_keyword: str = ""
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         platform = None if self.platform is None else word(self.platform)
         return replace(self, image=word(self.image), platform=platform)
 
@@ -82,7 +82,7 @@ class Arg(Instruction):
     name: ClassVar[str] = "ARG"
     pairs: tuple[tuple[str, str | None], ...]
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, pairs=tuple((word(k), None if v is None else word(v)) for k, v in self.pairs))
 
 
@@ -94,7 +94,7 @@ class Env(Instruction):
     pairs: tuple[tuple[str, str], ...]
     legacy: bool = False
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, pairs=tuple((word(k), word(v)) for k, v in self.pairs))
 
 
@@ -106,7 +106,7 @@ class Label(Instruction):
     pairs: tuple[tuple[str, str], ...]
     legacy: bool = False
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, pairs=tuple((word(k), word(v)) for k, v in self.pairs))
 
 
@@ -136,7 +136,7 @@ class _Transfer(Instruction):
     exclude: tuple[str, ...] = ()
     heredocs: tuple[Heredoc, ...] = ()
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         def expand_heredoc(heredoc: Heredoc) -> Heredoc:
             if not heredoc.expand:
                 return heredoc
@@ -150,7 +150,7 @@ class _Transfer(Instruction):
             destination=word(self.destination),
             chown=None if self.chown is None else word(self.chown),
             chmod=None if self.chmod is None else word(self.chmod),
-            exclude=tuple(word(excluded) for excluded in self.exclude),
+            exclude=tuple(expand_word(one, environment, self.escape) for one in self.exclude),
             heredocs=tuple(expand_heredoc(heredoc) for heredoc in self.heredocs),
         )
 
@@ -173,7 +173,7 @@ class Add(_Transfer):
     keep_git_dir: bool = False
     unpack: bool | None = None
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         expanded = super()._expand(word, environment, unmatched)
         return replace(expanded, checksum=None if self.checksum is None else word(self.checksum))
 
@@ -185,7 +185,7 @@ class Workdir(Instruction):
     name: ClassVar[str] = "WORKDIR"
     path: str
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, path=word(self.path))
 
 
@@ -196,7 +196,7 @@ class User(Instruction):
     name: ClassVar[str] = "USER"
     user: str
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, user=word(self.user))
 
 
@@ -225,10 +225,10 @@ class Expose(Instruction):
     name: ClassVar[str] = "EXPOSE"
     ports: tuple[str, ...]
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         ports: list[str] = []
         for port in self.ports:
-            ports += expand_words(port, environment, self.escape, unmatched=unmatched)
+            ports += expand_words(port, environment, self.escape)  # BuildKit says nothing of unset names here
         return replace(self, ports=tuple(ports))
 
 
@@ -239,7 +239,7 @@ class Volume(Instruction):
     name: ClassVar[str] = "VOLUME"
     paths: tuple[str, ...]
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, paths=tuple(word(path) for path in self.paths))
 
 
@@ -258,7 +258,7 @@ class StopSignal(Instruction):
     name: ClassVar[str] = "STOPSIGNAL"
     signal: str
 
-    def _expand(self, word: Word, environment: Lookup, unmatched: set[str] | None) -> Self:
+    def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         return replace(self, signal=word(self.signal))
 
 

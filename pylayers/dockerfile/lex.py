@@ -176,8 +176,7 @@ class _Reader:
             return
         line, ended = self._trim_continuation(line)
         if ended and not line:
-            self.comments.clear()  # a blank line parts a comment from what follows
-            return
+            return  # comments before it still count for the next instruction, as in BuildKit
         pieces = [line]
         empty_line = 0
         while not ended and self.position < len(self.lines):

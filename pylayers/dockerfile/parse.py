@@ -12,7 +12,7 @@ from typing import Any
 
 from pylayers.dockerfile import instructions as ins
 from pylayers.dockerfile.flags import Flags, read_flags
-from pylayers.dockerfile.lex import Heredoc, Statement, parse_heredoc, read
+from pylayers.dockerfile.lex import Heredoc, Source, Statement, parse_heredoc, read
 from pylayers.dockerfile.suggest import suffix_suggestion
 from pylayers.dockerfile.text import SPACES, parse_duration, quote, show
 from pylayers.errors import InvalidInput, SourceSpan
@@ -28,11 +28,15 @@ Builder = Callable[["Statement", Flags, dict[str, Any]], ins.Instruction]
 def parse(content: bytes | str, file: str = "Dockerfile") -> ins.Dockerfile:
     """Parse a whole file; raise InvalidInput with the span of the first error."""
     source = read(content, file)
+    return assemble(source, [build_instruction(statement, source.escape) for statement in source.statements])
+
+
+def assemble(source: Source, instructions: list[ins.Instruction]) -> ins.Dockerfile:
+    """Put a file's instructions into stages; raise InvalidInput where they make none."""
     global_args: list[ins.Arg] = []
     bases: list[ins.From] = []
     bodies: list[list[ins.Instruction]] = []
-    for statement in source.statements:
-        instruction = build_instruction(statement, source.escape)
+    for instruction in instructions:
         if isinstance(instruction, ins.From):
             bases.append(instruction)
             bodies.append([])
@@ -46,6 +50,7 @@ def parse(content: bytes | str, file: str = "Dockerfile") -> ins.Dockerfile:
     if not bases:
         raise InvalidInput("dockerfile contains no stages to build", span=source.statements[-1].span)
     stages = tuple(_make_stage(i, base, body) for i, (base, body) in enumerate(zip(bases, bodies, strict=True)))
+    file = source.file
     warnings = tuple(
         ins.Warning_("NoEmptyContinuation", "Empty continuation line", SourceSpan(file, s.empty_continuation_line))
         for s in source.statements
@@ -164,7 +169,7 @@ def _build_label(statement: Statement, flags: Flags, common: dict[str, Any]) -> 
 def _build_run(statement: Statement, flags: Flags, common: dict[str, Any]) -> ins.Run:
     network, security = flags.text("network"), flags.text("security")
     if network not in {None, "default", "none", "host"}:
-        raise InvalidInput(f"unsupported network mode {quote(network or '')}")
+        raise InvalidInput(f"invalid network mode {quote(network or '')}")
     if security not in {None, "sandbox", "insecure"}:
         raise InvalidInput(f"security {quote(security or '')} is not valid")
     return ins.Run(

@@ -10,12 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylayers.dockerfile import ignore, lint, match, pattern
+from pylayers.build.dryrun import SETTINGS_ARGUMENT, Question, check_content
+from pylayers.build.state import StageState
+from pylayers.dockerfile import ignore, match, pattern
 from pylayers.dockerfile import instructions as ins
 from pylayers.dockerfile.expand import Mode, expand_word, process
 from pylayers.dockerfile.parse import parse, parse_instruction
 from pylayers.errors import InvalidInput
+from pylayers.oci.platform import Platform
 
+HERE = Platform("linux", "amd64")
 FEW = settings(deadline=None, max_examples=150)
 
 PIECES = st.sampled_from(
@@ -32,8 +36,12 @@ DOCKERFILES = st.one_of(TEXTS, TEXTS.map(lambda text: "FROM a\n" + text))
 
 def walk(content: bytes | str) -> None:
     """Do everything a build does before it builds."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    question = Question(arguments={SETTINGS_ARGUMENT: "experimental=all"}, platform=HERE, ignore=ignore.IgnoreRules(()))
+    found = check_content(data, "Dockerfile", question, lambda *_: StageState(HERE))
+    for warning in found.kept():
+        assert warning.span.line >= 1
     file = parse(content)
-    lint.check(file, settings=lint.Settings(experimental_all=True), ignore=ignore.IgnoreRules(()))
     for stage in file.stages:
         assert stage.span.line <= (stage.span.end_line or 0)
         for instruction in stage.instructions:

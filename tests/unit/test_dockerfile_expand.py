@@ -128,9 +128,9 @@ def test_words_split_where_no_quote_holds_them(word: str, expected: list[str]) -
 
 
 def test_names_without_a_value_are_reported() -> None:
-    unmatched: set[str] = set()
+    unmatched: list[str] = []
     expand_word("$A ${B:-x} $FOO ${C+y}", VALUES, unmatched=unmatched)
-    assert unmatched == {"A", "B", "C"}
+    assert unmatched == ["A", "B", "C"]
     assert process("$FOO$A", VALUES, Mode()).matched == {"FOO"}
 
 
