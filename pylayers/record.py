@@ -70,6 +70,7 @@ def _make(cls: Any, frozen: bool, kw_only: bool) -> Any:
         else:
             fields[name] = Field(default, None, True)
     cls.__record_fields__ = fields
+    cls.__record_defaults__ = {name: one.default for name, one in fields.items() if one.default is not _MISSING}
     cls.__record_names__ = () if kw_only else tuple(fields)
     cls.__match_args__ = cls.__record_names__  # type: ignore[misc]
     cls.__init__ = _initialise
@@ -87,25 +88,26 @@ def _make(cls: Any, frozen: bool, kw_only: bool) -> Any:
 def _initialise(self: Any, *args: Any, **given: Any) -> None:
     cls = type(self)
     values = self.__dict__
-    if len(args) > len(cls.__record_names__):
-        limit = len(cls.__record_names__)
-        raise TypeError(f"{cls.__name__} takes {limit} positional arguments, {len(args)} were given")
-    positional = dict(zip(cls.__record_names__, args, strict=False))
-    for name, one in cls.__record_fields__.items():
-        if name in positional:
-            if name in given:
-                raise TypeError(f"{cls.__name__} got two values for {name!r}")
-            values[name] = positional[name]
-        elif name in given:
-            values[name] = given.pop(name)
-        elif one.default is not _MISSING:
-            values[name] = one.default
-        elif one.default_factory is not None:
+    values.update(cls.__record_defaults__)
+    if args:
+        names = cls.__record_names__
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__} takes {len(names)} positional arguments, {len(args)} were given")
+        positional = dict(zip(names, args, strict=False))
+        for name in given.keys() & positional.keys() if given else ():
+            raise TypeError(f"{cls.__name__} got two values for {name!r}")
+        values.update(positional)
+    values.update(given)
+    fields = cls.__record_fields__
+    if len(values) == len(fields) and given.keys() <= fields.keys():
+        return
+    for name, one in fields.items():
+        if name not in values:
+            if one.default_factory is None:
+                raise TypeError(f"{cls.__name__} misses a value for {name!r}")
             values[name] = one.default_factory()
-        else:
-            raise TypeError(f"{cls.__name__} misses a value for {name!r}")
-    if given:
-        raise TypeError(f"{cls.__name__} has no field {next(iter(given))!r}")
+    for name in given.keys() - fields.keys():
+        raise TypeError(f"{cls.__name__} has no field {name!r}")
 
 
 def _compared(self: Any) -> list[Any]:
