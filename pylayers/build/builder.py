@@ -56,6 +56,10 @@ def build(
     """
     started = time.perf_counter()
     refuse_unfinished(options)
+    if options.secrets or options.ssh or options.add_hosts or options.shm_size or options.ulimits or options.allow:
+        from pylayers.build.runoption import check_options
+
+        check_options(options)
     if options.outputs or options.annotations:
         from pylayers.build.deliver import read_delivery
 
@@ -161,7 +165,6 @@ def read_epoch_argument(options: BuildOptions) -> BuildOptions:
 def refuse_unfinished(options: BuildOptions) -> None:
     """Refuse by name what this version doesn't do yet."""
     for name in (
-        "secrets", "ssh", "add_hosts", "shm_size", "ulimits", "allow",
         "attestations", "split_layers", "rewrite_timestamp",
     ):  # fmt: skip
         if getattr(options, name):

@@ -30,7 +30,7 @@ class BuildRequest(TypedDict, total=False):
     labels: Mapping[str, str]
     annotations: Sequence[str]  # [TYPE:]KEY=VALUE
     cache_key: str  # "tree" (steps after equal trees are shared) or "chain" (docker's rule)
-    network: str  # of RUN: "host" or "none"
+    network: str  # of RUN: "default", "host" or "none"
     secrets: Sequence[str]  # id=ID[,src=FILE|,env=VARIABLE]
     ssh: Sequence[str]  # default or ID[=SOCKET|KEY[,KEY]]
     add_hosts: Sequence[str]  # HOST:IP
@@ -64,7 +64,7 @@ class BuildOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: tuple[str, ...] = ()
     key_by_chain: bool = False  # docker's rule instead of early cut-off
-    network: str = "host"
+    network: str = "default"  # the host's too, but not for a RUN that asks for it by name
     secrets: tuple[str, ...] = ()
     ssh: tuple[str, ...] = ()
     add_hosts: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class BuildOptions:
 
 def read_request(context: Path | str, given: BuildRequest) -> BuildOptions:
     """Return the options of a request. Raises InvalidInput."""
-    cache_key, network = given.get("cache_key", "tree"), given.get("network", "host")
+    cache_key, network = given.get("cache_key", "tree"), given.get("network", "default")
     if cache_key not in CACHE_KEYS:
         raise InvalidInput(f"cache key {cache_key!r} is neither 'tree' nor 'chain'")
     if network not in NETWORKS:
@@ -106,7 +106,7 @@ def read_request(context: Path | str, given: BuildRequest) -> BuildOptions:
         labels=dict(given.get("labels") or {}),
         annotations=tuple(given.get("annotations", ())),
         key_by_chain=cache_key == "chain",
-        network="host" if network == "default" else network,
+        network=network,
         secrets=tuple(given.get("secrets", ())),
         ssh=tuple(given.get("ssh", ())),
         add_hosts=tuple(given.get("add_hosts", ())),

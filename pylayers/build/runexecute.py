@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 
 from pylayers.build.cache import CachedStep
 from pylayers.build.event import Step, StepOutput
+from pylayers.build.runlend import OpenedMount, lend
+from pylayers.build.runoption import isolate
+from pylayers.build.runstep import SCRIPT_FOLDER, find_script
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
 from pylayers.container import sandbox
@@ -55,16 +59,35 @@ def execute(
     command: tuple[str, ...],
     environment: dict[str, str],
     network: str,
+    opened: tuple[OpenedMount, ...],
     step: Step,
 ) -> CachedStep:
     """Run the command over a snapshot and store what it changed; nothing of a failed run stays."""
-    process = Process(
-        arguments=command,
-        environment=tuple(f"{name}={value}" for name, value in environment.items()),
-        working_directory=state.config.working_dir or "/",
-        user=state.config.user,
-    )
+    isolation = isolate(session, instruction, network, lambda text: instruction.expand_one(text, environment))
     driver = session.open_driver()
+    with ExitStack() as stack:
+        lent = lend(session, opened, driver, stack)
+        process = Process(
+            arguments=command,
+            environment=tuple(f"{name}={value}" for name, value in {**environment, **lent.environment}.items()),
+            working_directory=state.config.working_dir or "/",
+            user=state.config.user,
+        )
+        mounts = [*build_mounts(session), *lend_script(session, instruction, stack), *lent.mounts]
+        return execute_process(session, state, instruction, process, isolation, mounts, driver, step)
+
+
+def execute_process(
+    session: BuildSession,
+    state: StageState,
+    instruction: df.Run,
+    process: Process,
+    isolation: Isolation,
+    lent: list[ContainerMount],
+    driver: Snapshotter,
+    step: Step,
+) -> CachedStep:
+    """Run a process over a snapshot of the stage with what it is lent, and store what it changed."""
     runtime = session.open_runtime()
     parent = unpack_layers(driver, state.diff_ids, session.trees.layer)
     key = f"build-{uuid.uuid4().hex}"
@@ -84,8 +107,8 @@ def execute(
                 process,
                 runtime=runtime,
                 work_directory=session.store.scratch("run").parent,  # swept, mounts and all, when we are killed
-                isolation=Isolation(network=network),
-                mounts=build_mounts(session),
+                isolation=isolation,
+                mounts=lent,
                 output=take_output,
                 cancel_fd=session.cancel_fd,
             ).code
@@ -131,6 +154,18 @@ def keep_changes(
     except AlreadyExists:
         return made, False
     return made, True
+
+
+def lend_script(session: BuildSession, instruction: df.Run, stack: ExitStack) -> list[ContainerMount]:
+    """Return the mount of a here-document that is executed as a file."""
+    script = find_script(instruction)
+    if script is None:
+        return []
+    path = session.store.scratch("script")
+    path.write_text(script.text, errors="surrogateescape")
+    stack.callback(path.unlink)
+    path.chmod(0o755)
+    return [ContainerMount(type="bind", source=str(path), target=f"{SCRIPT_FOLDER}/{script.name}", readonly=True)]
 
 
 def build_mounts(session: BuildSession) -> list[ContainerMount]:

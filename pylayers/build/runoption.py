@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pylayers.build.request import BuildOptions
-from pylayers.build.runmount import split_fields
-from pylayers.container.isolation import Isolation, Limit, check_extra_host, parse_limit
+from pylayers.build.runmount import Expand, RunDevice, parse_device, split_fields
+from pylayers.build.runstep import HOSTNAME_ARGUMENT
+from pylayers.build.session import BuildSession
+from pylayers.container.isolation import Device, Isolation, Limit, check_extra_host, parse_limit
+from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.suggest import suffix_suggestion
 from pylayers.dockerfile.text import show
-from pylayers.errors import InvalidInput, NotFound, Unsupported, translate_os_error
+from pylayers.errors import InvalidInput, NotFound, SourceSpan, Unsupported, translate_os_error
 from pylayers.record import record
 from pylayers.volume.parse import parse_size
 
@@ -22,6 +25,7 @@ SECRET_KEYS = ("type", "id", "src", "source", "env")
 INSECURE, HOST_NETWORK, DEVICE = ENTITLEMENTS = ("security.insecure", "network.host", "device")
 GATEWAY = "host-gateway"
 HOST_FROM_BUILD = "127.0.0.1"  # a RUN has the host's own network, so that the way to the host is the loopback
+HOSTNAME = "buildkitsandbox"
 HOST_NAME = re.compile(r"\S+\Z")
 
 
@@ -179,10 +183,59 @@ def describe_options(options: BuildOptions) -> tuple[str, ...]:
     return (*hosts, *limits, *shm)
 
 
-def demand(options: BuildOptions, entitlement: str, wanted_by: str, name: str = "") -> None:
+def name_options(options: BuildOptions, instruction: df.Run) -> tuple[str, ...]:
+    """Return what of the options, and of a RUN's own, the command can see, as text for its key."""
+    security = ("security=insecure",) if instruction.security == "insecure" else ()
+    hostname = options.arguments.get(HOSTNAME_ARGUMENT)
+    return (
+        *describe_options(options),
+        *security,
+        *((f"hostname={hostname}",) if hostname else ()),
+        *(f"device={device}" for device in instruction.devices),
+    )
+
+
+def isolate(session: BuildSession, instruction: df.Run, network: str, expand: Expand) -> Isolation:
+    """Return how a RUN is kept apart. Raises Unsupported for what --allow doesn't grant, and for missing devices."""
+    from dataclasses import replace
+
+    options = session.options
+    hostname = options.arguments.get(HOSTNAME_ARGUMENT) or HOSTNAME
+    isolation = apply_options(Isolation(network=network, hostname=hostname, sandboxed=True), options)
+    if instruction.security == "insecure":
+        demand(options, INSECURE, "RUN --security=insecure", span=instruction.span)
+        isolation = replace(isolation, privileged=True)
+    devices = [parse_device(text, expand) for text in instruction.devices]
+    lent = tuple(found for found in (find_device(options, one, instruction.span) for one in devices) if found)
+    return replace(isolation, devices=lent)
+
+
+def find_device(options: BuildOptions, wanted: RunDevice, span: SourceSpan) -> Device | None:
+    """Return the device node that a RUN asks for; None for one that is missing and not required."""
+    if not wanted.name.startswith("/dev/"):
+        if not wanted.required:
+            return None
+        raise Unsupported(
+            f"RUN --device={wanted.name}: devices of the Container Device Interface are not supported",
+            hint="name a device node: --device=/dev/NAME",
+            span=span,
+        )
+    demand(options, DEVICE, f"RUN --device={wanted.name}", wanted.name, span=span)
+    if not os.path.exists(wanted.name):
+        if not wanted.required:
+            return None
+        raise NotFound(f"RUN --device={wanted.name}: there is no such device", span=span)
+    return Device(source=wanted.name, target=wanted.name)
+
+
+def demand(
+    options: BuildOptions, entitlement: str, wanted_by: str, name: str = "", span: SourceSpan | None = None
+) -> None:
     """Raise Unsupported unless --allow grants an entitlement (of the device `name`)."""
     granted = {entitlement, f"{entitlement}={name}"}
     if not granted & set(options.allow):
         raise Unsupported(
-            f"{wanted_by}: {entitlement} is not allowed", hint=f"allow it with: pylayers build --allow {entitlement}"
+            f"{wanted_by}: {entitlement} is not allowed",
+            hint=f"allow it with: pylayers build --allow {entitlement}",
+            span=span,
         )

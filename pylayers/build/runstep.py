@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pylayers.build.base import DEFAULT_PATH
 from pylayers.build.cache import CachedStep
 from pylayers.build.cachekey import run_key
@@ -9,66 +11,100 @@ from pylayers.build.event import Step, StepStatus
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
-from pylayers.errors import InvalidInput, Unsupported
+from pylayers.errors import InvalidInput
 from pylayers.record import replace
 
-# Values that come and go with the machine: they reach the command but never the key.
+if TYPE_CHECKING:
+    from pylayers.build.runlend import OpenedMount
+    from pylayers.dockerfile.lex import Heredoc
+
+# Values that come and go with the machine: undeclared, they reach the command but never the key.
 UNKEYED_ARGUMENTS = frozenset(
     name
     for upper in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
     for name in (upper, upper.lower())
 )
+SCRIPT_FOLDER = "/dev/pipes"
+HOSTNAME_ARGUMENT = "BUILDKIT_SANDBOX_HOSTNAME"
 
 
 def run_command(
     session: BuildSession, state: StageState, instruction: df.Run, step: Step
 ) -> tuple[CachedStep, StepStatus]:
     """Perform a RUN, from the cache where its key is known."""
-    check_supported(instruction)
     command = read_command(state, instruction)
     environment = command_environment(session, state)
-    keyed = [f"{name}={value}" for name, value in environment.items() if name not in UNKEYED_ARGUMENTS]
+    declared = state.environment()
+    keyed = [
+        f"{name}={value}" for name, value in environment.items() if name in declared or name not in UNKEYED_ARGUMENTS
+    ]
     network = choose_network(session, instruction)
-    working_dir = state.config.working_dir or "/"
+    options: tuple[str, ...] = (network,)
+    inputs: list[tuple[str, bytes]] = []
+    mounts: tuple[OpenedMount, ...] = ()
+    if instruction.mounts:
+        from pylayers.build.runlend import key_inputs, open_mounts
+
+        mounts = open_mounts(session, state, instruction)
+        inputs = key_inputs(mounts)
+    given = session.options
+    lent = given.add_hosts or given.ulimits or given.shm_size or HOSTNAME_ARGUMENT in given.arguments
+    if lent or instruction.security or instruction.devices:
+        from pylayers.build.runoption import name_options
+
+        options += name_options(given, instruction)
+    script = find_script(instruction)
+    if script is not None:
+        options += (f"script={script.text}",)
     parent = session.trees.identity(state.diff_ids)
-    inputs = (command, keyed, working_dir, state.config.user, (network,), ())
-    key = run_key(parent, *inputs)
+    keyed_by = (command, keyed, state.config.working_dir or "/", state.config.user, options, inputs)
+    key = run_key(parent, *keyed_by)
     found = session.reuse(key)
     if found is not None:
         return found, StepStatus.CACHED
     from pylayers.build.fact import run_facts
     from pylayers.build.runexecute import execute  # what only an execution needs isn't loaded for a cached step
 
-    made = execute(session, state, instruction, command, environment, network, step)
-    facts = run_facts(session, state, instruction, *inputs)
+    made = execute(session, state, instruction, command, environment, network, mounts, step)
+    facts = run_facts(session, state, instruction, *keyed_by)
     session.cache.record(key, "", "run", instruction.original, replace(made, inputs=facts))
     return made, StepStatus.BUILT
 
 
-def check_supported(instruction: df.Run) -> None:
-    """Refuse by name what this version doesn't do yet."""
-    for given, flag in ((instruction.mounts, "mount"), (instruction.devices, "device")):
-        if given:
-            raise Unsupported(f"RUN --{flag} is not supported yet", span=instruction.span)
-    if instruction.security == "insecure":
-        raise Unsupported("RUN --security=insecure is not supported yet", span=instruction.span)
-
-
 def read_command(state: StageState, instruction: df.Run) -> tuple[str, ...]:
-    """Return the words to execute."""
+    """Return the words to execute; a lone here-document is the command itself, or the script that it names."""
     if not instruction.shell:
         return instruction.command
+    script = find_script(instruction)
+    if script is not None:
+        return (*state.shell, f"{SCRIPT_FOLDER}/{script.name}")
     text = " ".join(instruction.command)
     heredocs = instruction.heredocs
-    if len(heredocs) == 1 and text.strip().lstrip("0123456789").startswith("<<") and len(text.split()) == 1:
-        if heredocs[0].content.startswith("#!"):
-            raise Unsupported("RUN with a #! heredoc is not supported yet", span=instruction.span)
-        return (*state.shell, heredocs[0].content)
+    if is_lone(instruction):
+        return (*state.shell, heredocs[0].text)
     for heredoc in heredocs:
         text += f"\n{heredoc.content}{heredoc.name}"
     if not text.strip():
         raise InvalidInput("RUN requires a command", span=instruction.span)
     return (*state.shell, text)
+
+
+def is_lone(instruction: df.Run) -> bool:
+    """Tell whether a RUN is nothing but one here-document."""
+    text = " ".join(instruction.command)
+    return (
+        instruction.shell
+        and len(instruction.heredocs) == 1
+        and text.strip().lstrip("0123456789").startswith("<<")
+        and len(text.split()) == 1
+    )
+
+
+def find_script(instruction: df.Run) -> Heredoc | None:
+    """Return the here-document that names its own interpreter, as the kernel reads it (`#!`)."""
+    if instruction.heredocs and is_lone(instruction) and instruction.heredocs[0].content.startswith("#!"):
+        return instruction.heredocs[0]
+    return None
 
 
 def command_environment(session: BuildSession, state: StageState) -> dict[str, str]:
@@ -79,6 +115,12 @@ def command_environment(session: BuildSession, state: StageState) -> dict[str, s
 
 
 def choose_network(session: BuildSession, instruction: df.Run) -> str:
-    """Return "host" or "none"."""
-    given = instruction.network or "default"
-    return session.options.network if given == "default" else given
+    """Return "host" or "none"; a RUN that asks for the host's must be allowed to. Raises Unsupported."""
+    given = session.options.network
+    if instruction.network == "host" and given != "host":
+        from pylayers.build.runoption import HOST_NETWORK, demand
+
+        demand(session.options, HOST_NETWORK, "RUN --network=host", span=instruction.span)
+    if instruction.network in ("host", "none"):
+        return instruction.network
+    return "none" if given == "none" else "host"

@@ -38,6 +38,7 @@ class ContainerMount:
     recursive: bool = True
     size_bytes: int | None = None  # tmpfs
     mode: int | None = None  # tmpfs
+    restricted: bool = True  # tmpfs: neither devices nor programs in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ class Isolation:
     limits: tuple[Limit, ...] = ()
     devices: tuple[Device, ...] = ()
     extra_hosts: tuple[str, ...] = ()  # "name:address"
+    sandboxed: bool = False  # a build's RUN: /etc/hosts has the hostname and the extra hosts, nothing of the machine's
     memory_bytes: int | None = None
     cpus: float | None = None
     pids: int | None = None

@@ -39,6 +39,10 @@ def write_network_files(
 
 
 def _hosts(isolation: Isolation, hostname: str) -> str:
+    if isolation.sandboxed:
+        content = f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        extra = [entry.partition(":") for entry in isolation.extra_hosts]
+        return content + "".join(f"{address}\t{name}\n" for name, _, address in extra)
     content = LOCAL_HOSTS
     if isolation.network == "host":
         content = _read_host("/etc/hosts") or LOCAL_HOSTS

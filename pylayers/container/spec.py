@@ -188,7 +188,7 @@ def _bind(mount: ContainerMount) -> dict[str, Any]:
 def _tmpfs(mount: ContainerMount) -> dict[str, Any]:
     if mount.type != "tmpfs":
         raise InvalidInput(f"mount type {mount.type!r} is not known")
-    options = ["nosuid", "nodev", "noexec", "ro" if mount.readonly else "rw"]
+    options = ["nosuid", *(("nodev", "noexec") if mount.restricted else ()), "ro" if mount.readonly else "rw"]
     if mount.size_bytes is not None:
         options.append(f"size={mount.size_bytes}")
     options.append(f"mode={0o1777 if mount.mode is None else mount.mode:o}")

@@ -118,20 +118,28 @@ class SystemActions:
         return UsageRow("Local Volumes", len(volumes), len(active), sum(sizes.values()), free)
 
     def _cache_usage(self) -> UsageRow:
+        from pylayers.build.runcache import walk_caches
+
         store = self._engine.store
         steps = list(store.metadata.steps.walk())
         in_images = {diff_id for record in store.metadata.images.walk() for diff_id in record.diff_ids}
         layers = {step.diff_id for step in steps if step.diff_id is not None and step.diff_id not in in_images}
         size = sum(store.layers.size_bytes(diff_id) for diff_id in layers if store.layers.exists(diff_id))
-        return UsageRow("Build Cache", len(steps), sum(step.diff_id in in_images for step in steps), size, size)
+        caches = list(walk_caches(store.root))
+        free = size + sum(cache.size_bytes for cache in caches if not cache.in_use)
+        size += sum(cache.size_bytes for cache in caches)
+        active = sum(step.diff_id in in_images for step in steps) + sum(cache.in_use for cache in caches)
+        return UsageRow("Build Cache", len(steps) + len(caches), active, size, free)
 
     def prune(self, *, everything: bool = False, volumes: bool = False) -> PruneResult:
         """Remove stopped containers, unused images and the build cache; volumes=True: anonymous volumes as well."""
+        from pylayers.build.runcache import prune_caches
+
         engine = self._engine
         containers = engine.containers.prune()
         images = engine.images.prune(everything=everything)
         names, volume_bytes = engine.volumes.prune() if volumes else ([], 0)
-        freed = self.collect(keep_cache=False)
+        freed = self.collect(keep_cache=False) + prune_caches(engine.root)
         return PruneResult(
             tuple(containers), images.deleted, tuple(names), images.freed_bytes + volume_bytes + freed
         )
