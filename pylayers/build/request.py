@@ -20,7 +20,7 @@ class BuildRequest(TypedDict, total=False):
     dockerfile: Path | str | None  # default: Dockerfile in the context
     references: Sequence[str]
     arguments: Mapping[str, str]  # --build-arg
-    target: str | None  # stage's name or number
+    target: str | None  # stage's name
     no_cache: bool
     no_cache_filter: Sequence[str]  # stages that are built anew
     platforms: Sequence[str]  # several give an image index

@@ -38,8 +38,13 @@ class Flags:
         return self.texts.get(name) or None
 
 
+NONE = Flags()
+
+
 def read_flags(instruction: str, given: tuple[str, ...]) -> Flags:
     """Read the flags of an instruction; raise InvalidInput for unknown, repeated or malformed ones."""
+    if not given:
+        return NONE
     known = KNOWN.get(instruction, {})
     flags = Flags()
     lists: dict[str, list[str]] = {}

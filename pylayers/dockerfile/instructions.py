@@ -34,11 +34,19 @@ class Instruction:
     escape: str = "\\"
     comments: tuple[str, ...] = ()
 
+    @property
+    def holds_heredocs(self) -> bool:
+        """Tell whether there is text beside the logical line."""
+        return False
+
     def expand(self, environment: Lookup, *, unmatched: list[str] | None = None) -> Self:
         """Return the instruction with its variables replaced; names without a value are added to `unmatched`.
 
         Raises InvalidInput, with the instruction's span, for a malformed word.
         """
+        text = self.original
+        if not ("$" in text or '"' in text or "'" in text or self.escape in text or self.holds_heredocs):
+            return self  # nothing in it could change
 
         def expand_one(word: str) -> str:
             return expand_word(word, environment, self.escape, unmatched=unmatched)
@@ -135,6 +143,11 @@ class _Transfer(Instruction):
     link: bool = False
     exclude: tuple[str, ...] = ()
     heredocs: tuple[Heredoc, ...] = ()
+
+    @property
+    def holds_heredocs(self) -> bool:
+        """Tell whether there is text beside the logical line."""
+        return bool(self.heredocs)
 
     def _expand(self, word: Word, environment: Lookup, unmatched: list[str] | None) -> Self:
         def expand_heredoc(heredoc: Heredoc) -> Heredoc:
