@@ -100,7 +100,7 @@ def check(store: Store, options: BuildOptions) -> CheckResult:
     from pylayers.build import builder
     from pylayers.build.dryrun import Question, check_content
     from pylayers.dockerfile import lint
-    from pylayers.dockerfile.excerpt import excerpt
+    from pylayers.dockerfile.excerpt import Excerpts
 
     path = builder.locate_dockerfile(options)
     content = builder.read_content(path)
@@ -112,10 +112,10 @@ def check(store: Store, options: BuildOptions) -> CheckResult:
         ignore=builder.find_ignore_rules(options.context, path)[0],
     )
     found = check_content(content, builder.shown_path(path), question, ImageLoader(store, options).load)
-    kept = found.kept()
+    kept, excerpts = found.kept(), Excerpts(content)
     warnings = tuple(
         CheckWarning(one.rule, one.message, lint.url(one.rule), one.span.file, one.span.line,
-                     one.span.end_line or one.span.line, excerpt(content, one.span))
+                     one.span.end_line or one.span.line, excerpts.show(one.span))
         for one in kept
     )  # fmt: skip
     refused = found.error

@@ -12,6 +12,7 @@ from pylayers.record import replace
 
 COMMENT = "pylayers"
 PORT_LIMIT = 65_535
+PORTS_LIMIT = 1_000_000  # of one EXPOSE
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
 
@@ -113,12 +114,21 @@ def command_line(state: StageState, command: Sequence[str], shell: bool) -> tupl
 
 
 def read_ports(instruction: df.Expose) -> list[str]:
-    """Return the "80/tcp" forms of an EXPOSE, sorted as text."""
-    return sorted({port for word in instruction.ports for port in expand_ports(word, instruction)})
+    """Return the "80/tcp" forms of an EXPOSE, sorted as text. Raises InvalidInput."""
+    ranges = check_ports(instruction)
+    return sorted({f"{port}/{protocol}" for first, last, protocol in ranges for port in range(first, last + 1)})
 
 
-def expand_ports(word: str, instruction: df.Instruction) -> list[str]:
-    """Return "80/tcp" forms of one EXPOSE word: a port or a range, after an address or host port that don't count."""
+def check_ports(instruction: df.Expose) -> set[tuple[int, int, str]]:
+    """Return the ranges of ports of an EXPOSE and their protocols. Raises InvalidInput."""
+    ranges = {parse_port(word, instruction) for word in instruction.ports}
+    if sum(last - first + 1 for first, last, _ in ranges) > PORTS_LIMIT:
+        raise InvalidInput(f"EXPOSE names more than {PORTS_LIMIT} ports", span=instruction.span)
+    return ranges
+
+
+def parse_port(word: str, instruction: df.Instruction) -> tuple[int, int, str]:
+    """Read one EXPOSE word: a port or a range, after an address or host port that don't count."""
     hint = "for example: EXPOSE 8080/tcp, or a range: EXPOSE 8000-8010/udp"
     whole, _, written = word.partition("/")
     address, ports = whole.rpartition(":")[::2]
@@ -136,7 +146,7 @@ def expand_ports(word: str, instruction: df.Instruction) -> list[str]:
         check_published(address, ports, found, instruction)
     if found is None:
         raise InvalidInput(f"invalid containerPort: {ports}", span=instruction.span, hint=hint)
-    return [f"{port}/{protocol}" for port in range(found[0], found[1] + 1)]
+    return (*found, protocol)
 
 
 def read_range(text: str) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 
-from pylayers.build.configure import read_ports
+from pylayers.build.configure import check_ports
 from pylayers.build.plan import (
     Plan,
     PlannedStage,
@@ -18,6 +18,7 @@ from pylayers.build.plan import (
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile import lint
+from pylayers.dockerfile.expand import Allowance, Counted, Lookup
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.lex import read
 from pylayers.dockerfile.lintstage import Environment, StageLint
@@ -132,14 +133,18 @@ def choose_settings(directive: str | None, arguments: Mapping[str, str]) -> lint
 def check_bases(dockerfile: df.Dockerfile, question: Question, found: Findings) -> None:
     """Check the names of stages, the ARGs before the first FROM, and every FROM."""
     found.warnings += lint.check_names(dockerfile)
-    values = expand_global_arguments(dockerfile.global_args, question.arguments, question.platform, question.target)
+    allowance = Allowance()
+    values = expand_global_arguments(
+        dockerfile.global_args, question.arguments, question.platform, question.target, allowance
+    )
+    lookup = Counted(values, allowance)
     predefined = platform_arguments(question.platform, question.target)
-    defaults = lint.default_values(dockerfile, predefined)
+    defaults = Counted(lint.default_values(dockerfile, predefined, allowance), allowance)
     declared = lint.declared_names(dockerfile, predefined)
     suggester = lint.Suggester()
     for stage in dockerfile.stages:
         try:
-            base = expand_base(stage.base, values)
+            base = expand_base(stage.base, values, lookup)
         except InvalidInput as error:
             if "failed to parse platform" not in error.message:
                 found.warnings += lint.check_from(stage.base, defaults, declared, suggester)
@@ -171,20 +176,24 @@ def check_stages(
     """Go through the stages of a plan. Raises the first instruction's error that a build would end with."""
     last_child = {planned.base_stage: planned.stage.index for planned in plan.stages if planned.base_stage is not None}
     held: dict[int, Environment] = {}
-    suggester = lint.Suggester()
+    suggester, allowance = lint.Suggester(), Allowance()
     for planned in plan.stages:
         index, parent = planned.stage.index, planned.base_stage
         if parent is None:
             environment = enter_image(bases.get(index))
         else:
             # The last child takes what nobody else needs: no copy.
-            kept = held.pop(parent) if last_child[parent] == index else held[parent].copy()
+            if last_child[parent] == index:
+                kept = held.pop(parent)
+            else:
+                allowance.spend(len(held[parent].values))
+                kept = held[parent].copy()
             environment = kept.enter_child()
         if not planned.replaced:
             validator = Validator(planned, question.platform, load)
             stage = StageLint(
                 environment, question.arguments, plan.global_arguments, found.warnings, validator.validate, suggester,
-                question.ignore,
+                allowance, question.ignore,
             )  # fmt: skip
             for instruction in (*planned.triggers, *planned.stage.instructions):
                 stage.check(instruction)
@@ -208,16 +217,16 @@ class Validator:
         self._platform = platform
         self._load = load
 
-    def validate(self, instruction: df.Instruction, environment: Environment, unmatched: list[str]) -> None:
+    def validate(self, instruction: df.Instruction, lookup: Lookup, unmatched: list[str]) -> None:
         """Check one expanded instruction. Raises InvalidInput, NotFound."""
         try:
             match instruction:
                 case df.Run():
-                    self._validate_run(instruction, environment, unmatched)
+                    self._validate_run(instruction, lookup, unmatched)
                 case df.Copy() | df.Add():
                     self._validate_transfer(instruction)
                 case df.Expose():
-                    read_ports(instruction)
+                    check_ports(instruction)
                 case df.StopSignal():
                     from pylayers.build.words import check_signal
 
@@ -228,13 +237,13 @@ class Validator:
             locate(error, instruction.span)
             raise
 
-    def _validate_run(self, instruction: df.Run, environment: Environment, unmatched: list[str]) -> None:
+    def _validate_run(self, instruction: df.Run, lookup: Lookup, unmatched: list[str]) -> None:
         if not instruction.mounts:
             return
         from pylayers.build.runmount import parse_mount
 
         def expand(value: str) -> str:
-            return instruction.expand_one(value, environment.values, unmatched=unmatched)
+            return instruction.expand_one(value, lookup, unmatched=unmatched)
 
         for text in instruction.mounts:
             mount = parse_mount(text, expand)

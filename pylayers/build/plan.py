@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
 
+from pylayers.dockerfile.expand import Allowance, Counted, Lookup
 from pylayers.dockerfile.instructions import Arg, Copy, Dockerfile, From, Instruction, Maintainer, Onbuild, Run, Stage
+from pylayers.dockerfile.lex import MAX_INSTRUCTIONS
 from pylayers.dockerfile.parse import parse_instruction
 from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.oci.platform import Platform
@@ -57,11 +59,14 @@ def make_plan(
 
     `read_triggers` gives the ONBUILD instructions of a stage's base image: they may need further stages.
     """
-    values = expand_global_arguments(dockerfile.global_args, arguments, platform, target)
-    bases = [expand_base(stage.base, values) for stage in dockerfile.stages]
+    allowance = Allowance()
+    values = expand_global_arguments(dockerfile.global_args, arguments, platform, target, allowance)
+    lookup = Counted(values, allowance)
+    bases = [expand_base(stage.base, values, lookup) for stage in dockerfile.stages]
     wanted = find_target(dockerfile, target)
     check_circles(dockerfile, contexts)
     planned: dict[int, PlannedStage] = {}
+    trigger_count = 0
     pending = [*reversed(range(len(bases)))] if every else [wanted]
     while pending:
         index = pending.pop()
@@ -69,6 +74,11 @@ def make_plan(
             continue
         made = plan_stage(dockerfile, index, bases, contexts, read_triggers)
         planned[index] = made
+        trigger_count += len(made.triggers)
+        if trigger_count > MAX_INSTRUCTIONS:
+            # A stage's triggers count once for every stage on top of it: a short file can hold very many.
+            message = f"ONBUILD triggers make more than {MAX_INSTRUCTIONS} instructions"
+            raise InvalidInput(message, span=made.base.span)
         pending.extend(made.needs)
     return Plan(tuple(planned[index] for index in sorted(planned)), wanted, values)
 
@@ -118,10 +128,10 @@ def parse_triggers(texts: Sequence[str], base: From) -> tuple[Instruction, ...]:
     return tuple(triggers)
 
 
-def expand_base(base: From, values: Mapping[str, str]) -> From:
+def expand_base(base: From, values: Mapping[str, str], lookup: Lookup | None = None) -> From:
     """Return a FROM with its variables replaced. Raises InvalidInput for one that is left blank."""
     unset: list[str] = []
-    expanded = base.expand(values, unmatched=unset)
+    expanded = base.expand(lookup or values, unmatched=unset)
     if not expanded.image:
         raise InvalidInput(f"base name ({base.image}) should not be blank", span=base.span)
     if base.platform is not None:
@@ -154,19 +164,23 @@ def check_platform(text: str) -> None:
 
 
 def expand_global_arguments(
-    declared: tuple[Arg, ...], given: Mapping[str, str], platform: Platform | None = None, target: str | None = None
+    declared: tuple[Arg, ...],
+    given: Mapping[str, str],
+    platform: Platform | None = None,
+    target: str | None = None,
+    allowance: Allowance | None = None,
 ) -> dict[str, str]:
     """Give the values of the ARGs before the first FROM, the platform's included: --build-arg over default."""
     values = platform_arguments(platform, target)
     values.update({name: given[name] for name in values if name in given})
+    lookup = Counted(values, allowance or Allowance())
     for argument in declared:
         for name, default in argument.pairs:
             if name in given:
                 values[name] = given[name]
             elif default is not None:
                 # Each sees those before it, in its own line too.
-                expanded = argument.expand_one(default, values)
-                values[name] = expanded
+                values[name] = argument.expand_one(default, lookup)
     return values
 
 

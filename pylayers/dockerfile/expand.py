@@ -16,6 +16,7 @@ from pylayers.record import field, record
 Lookup = Callable[[str], str | None] | Mapping[str, str]
 
 MAX_EXPANDED_LENGTH = 16 * 1024 * 1024
+MAX_TOTAL_LENGTH = 64 * 1024 * 1024
 MAX_NESTING = 100
 
 _SPECIAL_NAMES = frozenset("@*#?-$!0")
@@ -79,6 +80,41 @@ def process(
     return Expansion(text, words.finish() if words else [], lexer.matched, lexer.unmatched)
 
 
+class Allowance:
+    """Bound what all of a file's expansions take together: characters looked up, copied, and compared with patterns."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit: int = MAX_TOTAL_LENGTH) -> None:
+        self.left = limit
+
+    def spend(self, count: int) -> None:
+        """Take some of it. Raises InvalidInput when nothing is left."""
+        self.left -= count
+        if self.left < 0:
+            raise InvalidInput(
+                f"the variables of the file expand to more than {MAX_TOTAL_LENGTH} characters in all",
+                hint="let variables hold less, or use them less often",
+            )
+
+
+class Counted:
+    """A lookup whose use is taken from an allowance."""
+
+    __slots__ = ("_values", "spend")
+
+    def __init__(self, values: Mapping[str, str], allowance: Allowance) -> None:
+        self._values = values
+        self.spend = allowance.spend
+
+    def __call__(self, name: str) -> str | None:
+        """Return a name's value, or None."""
+        value = self._values.get(name)
+        if value:
+            self.spend(len(value))
+        return value
+
+
 class _Words:
     """Gather words while text is produced; a word that stays empty is none."""
 
@@ -121,6 +157,7 @@ class _Lexer:
         self.unmatched: set[str] = set()
         self._depth = 0
         self._size = 0
+        self._spend: Callable[[int], None] = getattr(lookup, "spend", _ignore)
         self._plain: dict[str, re.Pattern[str]] = {}
 
     def _peek(self) -> str:
@@ -294,8 +331,7 @@ class _Lexer:
                 raise InvalidInput(f"syntax error: missing '{missing}'{place}") from None
             raise
 
-    @staticmethod
-    def _apply(name: str, value: str | None, modifier: str, operator: str, word: str) -> str:
+    def _apply(self, name: str, value: str | None, modifier: str, operator: str, word: str) -> str:
         absent = value is None or (modifier[0] == ":" and value == "")
         if operator == "-":
             return word if absent else value or ""
@@ -308,6 +344,7 @@ class _Lexer:
             return value or ""
         if operator and operator in "#%":
             longest = word.startswith(operator)
+            self._spend(len(word) * len(value or ""))
             trim = pattern.trim_prefix if operator == "#" else pattern.trim_suffix
             return trim(word[longest:], value or "", longest=longest)
         raise InvalidInput(f"unsupported modifier ({modifier}) in substitution")
@@ -320,4 +357,11 @@ class _Lexer:
         value = self._get(name)
         if value is None and self.mode.keep_unset:
             return f"${{{name}/{old}/{new}}}"
-        return pattern.replace(old, value or "", new, every=every, limit=MAX_EXPANDED_LENGTH)
+        self._spend(len(old) * len(value or ""))
+        replaced = pattern.replace(old, value or "", new, every=every, limit=MAX_EXPANDED_LENGTH)
+        self._spend(len(replaced))
+        return replaced
+
+
+def _ignore(_: int) -> None:
+    return None

@@ -144,12 +144,15 @@ def check_names(dockerfile: ins.Dockerfile) -> Iterator[ins.Warning_]:
     yield from _check_casing(dockerfile)
 
 
-def default_values(dockerfile: ins.Dockerfile, platform: Mapping[str, str]) -> dict[str, str]:
+def default_values(
+    dockerfile: ins.Dockerfile, platform: Mapping[str, str], allowance: expand.Allowance
+) -> dict[str, str]:
     """Return the global ARGs as they are when nothing is given, with the predefined ones."""
     values = dict(platform)
+    lookup = expand.Counted(values, allowance)
     for arg in dockerfile.global_args:
         for name, default in arg.pairs:
-            if default is not None and (value := _try_expand(default, values, arg.escape)) is not None:
+            if default is not None and (value := _try_expand(default, lookup, arg.escape)) is not None:
                 values[name] = value
     return values
 
@@ -161,7 +164,7 @@ def declared_names(dockerfile: ins.Dockerfile, platform: Mapping[str, str]) -> d
 
 def check_from(
     base: ins.From,
-    defaults: Mapping[str, str],
+    defaults: expand.Counted,
     declared: Collection[str],
     suggester: Suggester,
     platform_words: tuple[str, ...] = (),
@@ -179,14 +182,14 @@ def check_from(
 
 
 def _check_platform(
-    base: ins.From, platform: str, defaults: Mapping[str, str], unmatched: list[str], words: tuple[str, ...]
+    base: ins.From, platform: str, defaults: expand.Counted, unmatched: list[str], words: tuple[str, ...]
 ) -> Iterator[ins.Warning_]:
     try:
         result = expand.process(platform, defaults, expand.Mode(escape=base.escape))
     except InvalidInput:
         return
     unmatched += sorted(result.unmatched)
-    if result.matched == {"TARGETPLATFORM"} and result.text == defaults["TARGETPLATFORM"]:
+    if result.matched == {"TARGETPLATFORM"} and result.text == defaults("TARGETPLATFORM"):
         yield warn("RedundantTargetPlatform", base.span, platform)
     # A stage named after the platform is meant to be that platform.
     if words and not result.matched and not result.unmatched and not any(word in (base.alias or "") for word in words):
@@ -247,7 +250,7 @@ class Suggester:
         return "" if nearest is None else f" (did you mean {prefix}{nearest}?)"
 
 
-def _try_expand(word: str, values: Mapping[str, str], escape: str, unmatched: list[str] | None = None) -> str | None:
+def _try_expand(word: str, values: expand.Lookup, escape: str, unmatched: list[str] | None = None) -> str | None:
     try:
         return expand.expand_word(word, values, escape, unmatched=unmatched)
     except InvalidInput:

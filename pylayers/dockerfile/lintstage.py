@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from pylayers.dockerfile import instructions as ins
+from pylayers.dockerfile.expand import Allowance, Counted, Lookup
 from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.dockerfile.lint import Suggester, check_secret, warn
 from pylayers.dockerfile.text import quote
@@ -12,7 +13,7 @@ from pylayers.record import field, record, replace
 
 _ONCE = (ins.Cmd, ins.Entrypoint, ins.Healthcheck)
 
-Validate = Callable[[ins.Instruction, "Environment", list[str]], None]
+Validate = Callable[[ins.Instruction, Lookup, list[str]], None]
 
 
 @record(frozen=False)
@@ -22,16 +23,20 @@ class Environment:
     values: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     declared: dict[str, None] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)  # names of ENV that an ARG has covered
     has_shell: bool = False
     has_workdir: bool = False
 
     def copy(self) -> Environment:
         """Return an environment that may change on its own."""
-        return replace(self, values=dict(self.values), env=dict(self.env), declared=dict(self.declared))
+        return replace(
+            self, values=dict(self.values), env=dict(self.env), declared=dict(self.declared), hidden=set(self.hidden)
+        )
 
     def enter_child(self) -> Environment:
         """Return the environment that a stage on top of this one begins with: there ENV counts over ARG again."""
-        self.values.update(self.env)
+        self.values.update((name, self.env[name]) for name in self.hidden)
+        self.hidden.clear()
         return self
 
     def set_variable(self, name: str, value: str) -> None:
@@ -55,6 +60,7 @@ class StageLint:
         found: list[ins.Warning_],
         validate: Validate,
         suggester: Suggester,
+        allowance: Allowance,
         ignore: IgnoreRules | None = None,
     ) -> None:
         self.environment = environment
@@ -63,27 +69,27 @@ class StageLint:
         self._global = global_values
         self._validate = validate
         self._suggester = suggester
+        self._lookup = Counted(environment.values, allowance)
         self._ignore = ignore
         self._last: dict[str, ins.Instruction] = {}
 
     def check(self, raw: ins.Instruction) -> None:
         """Check one instruction. Raises InvalidInput for one that a build would refuse."""
-        environment = self.environment
         if isinstance(raw, ins.Arg):
             self._declare(raw)
             return
         unmatched: list[str] = []
         try:
-            expanded = raw.expand(environment.values, unmatched=unmatched)
+            expanded = raw.expand(self._lookup, unmatched=unmatched)
             if isinstance(expanded, ins.Run):
-                self._validate(expanded, environment, unmatched)
+                self._validate(expanded, self._lookup, unmatched)
         finally:
             self._report_unmatched(raw, unmatched)
         self._check_use(raw)
         if isinstance(expanded, ins.Expose):
             self.found += _check_format(expanded)
         if not isinstance(expanded, ins.Run):
-            self._validate(expanded, environment, unmatched)
+            self._validate(expanded, self._lookup, unmatched)
         self._apply(expanded)
 
     def _declare(self, instruction: ins.Arg) -> None:
@@ -95,7 +101,7 @@ class StageLint:
             if value is None and default is not None:
                 unmatched: list[str] = []
                 try:
-                    value = instruction.expand_one(default, environment.values, unmatched=unmatched)
+                    value = instruction.expand_one(default, self._lookup, unmatched=unmatched)
                 finally:
                     self._report_unmatched(instruction, unmatched)
             elif value is None:
@@ -104,6 +110,8 @@ class StageLint:
                 environment.declared.setdefault(name)
             else:
                 environment.set_variable(name, value)
+                if name in environment.env:
+                    environment.hidden.add(name)
 
     def _check_use(self, instruction: ins.Instruction) -> None:
         if isinstance(instruction, _ONCE):
@@ -124,6 +132,7 @@ class StageLint:
                 self.found += check_secret(expanded, name)
                 environment.set_variable(name, value)
                 environment.env[name] = value
+                environment.hidden.discard(name)
         elif isinstance(expanded, ins.Shell):
             environment.has_shell = True
         elif isinstance(expanded, ins.Workdir):
