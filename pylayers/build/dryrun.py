@@ -186,8 +186,7 @@ def check_stages(
             if last_child[parent] == index:
                 kept = held.pop(parent)
             else:
-                allowance.spend(len(held[parent].values))
-                kept = held[parent].copy()
+                kept = copy_environment(held[parent], allowance, planned.base.span)
             environment = kept.enter_child()
         if not planned.replaced:
             validator = Validator(planned, question.platform, load)
@@ -199,6 +198,15 @@ def check_stages(
                 stage.check(instruction)
         if index in last_child:
             held[index] = environment
+
+
+def copy_environment(environment: Environment, allowance: Allowance, span: SourceSpan) -> Environment:
+    """Return a copy for one of several stages on top of a stage. Raises InvalidInput where they are too many."""
+    try:
+        allowance.spend(len(environment.values))
+    except InvalidInput as error:
+        raise InvalidInput(error.message, hint=error.hint, span=span) from None
+    return environment.copy()
 
 
 def enter_image(state: StageState | None) -> Environment:

@@ -17,6 +17,7 @@ Lookup = Callable[[str], str | None] | Mapping[str, str]
 
 MAX_EXPANDED_LENGTH = 16 * 1024 * 1024
 MAX_TOTAL_LENGTH = 64 * 1024 * 1024
+REPLACEMENT_COST = 16  # a place looked at for ${name//old/new} takes as long as copying so many characters
 MAX_NESTING = 100
 
 _SPECIAL_NAMES = frozenset("@*#?-$!0")
@@ -357,7 +358,7 @@ class _Lexer:
         value = self._get(name)
         if value is None and self.mode.keep_unset:
             return f"${{{name}/{old}/{new}}}"
-        self._spend(len(old) * len(value or ""))
+        self._spend((REPLACEMENT_COST + len(old)) * len(value or ""))
         replaced = pattern.replace(old, value or "", new, every=every, limit=MAX_EXPANDED_LENGTH)
         self._spend(len(replaced))
         return replaced

@@ -44,7 +44,7 @@ RULES: Mapping[str, str] = {
     "ExposeProtoCasing": "Defined protocol '{0}' in EXPOSE instruction should be lowercase",
     "ExposeInvalidFormat": ("EXPOSE instruction should not define an IP address or host-port mapping, found '{0}'"),
 }
-SUGGESTION_WORK = 1_000_000  # names compared; after that near misses are told without what they are near to
+SUGGESTION_WORK = 200_000  # names compared; after that near misses are told without what they are near to
 EXPERIMENTAL = frozenset({"CopyIgnoredFile", "InvalidDefinitionDescription"})
 _SECRET = re.compile(
     r"(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE

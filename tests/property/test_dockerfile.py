@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +17,9 @@ from pylayers.dockerfile.expand import Mode, expand_word, process
 from pylayers.dockerfile.parse import parse, parse_instruction
 from pylayers.errors import InvalidInput
 from pylayers.oci.platform import Platform
+from tests.property.alarm import alarm
+
+pytestmark = pytest.mark.usefixtures(alarm.__name__)
 
 HERE = Platform("linux", "amd64")
 FEW = settings(deadline=None, max_examples=150)
@@ -234,11 +236,9 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_heavy_files_end_soon(name: str) -> None:
-    begin = time.perf_counter()
+def test_heavy_files_end(name: str) -> None:
     with contextlib.suppress(InvalidInput):
         walk(HEAVY[name])
-    assert time.perf_counter() - begin < 4  # quadratic behaviour would take minutes at these sizes
 
 
 @pytest.mark.parametrize(
@@ -254,17 +254,13 @@ def test_heavy_files_end_soon(name: str) -> None:
         ('"$A' * 60_000, "x"),
     ],
 )
-def test_heavy_words_end_soon(word: str, value: str) -> None:
-    begin = time.perf_counter()
+def test_heavy_words_end(word: str, value: str) -> None:
     with contextlib.suppress(InvalidInput):
         expand_word(word, {"A": value})
-    assert time.perf_counter() - begin < 4
 
 
 @pytest.mark.parametrize("source", ["**/" * 20 + "x", "*a" * 20 + "b", "a/" + "**/b*/" * 20 + "c"])
-def test_heavy_ignore_patterns_end_soon(source: str) -> None:
+def test_heavy_ignore_patterns_end(source: str) -> None:
     rules = ignore.parse("!" + source + "\n" + source)
-    begin = time.perf_counter()
     rules.excluded("a" * 200 + "/b" * 200 + "/ab")
     rules.may_contain("a/" + "b/" * 50)
-    assert time.perf_counter() - begin < 8
