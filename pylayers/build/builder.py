@@ -189,8 +189,11 @@ def shown_in(content: bytes) -> Iterator[None]:
 
 
 def locate_dockerfile(options: BuildOptions) -> Path:
-    """Return where the Dockerfile is to be."""
-    return options.dockerfile or options.context / "Dockerfile"
+    """Return where the Dockerfile is to be; `dockerfile` serves where there is no `Dockerfile`, as in docker."""
+    if options.dockerfile is not None:
+        return options.dockerfile
+    path, lower = options.context / "Dockerfile", options.context / "dockerfile"
+    return lower if not path.exists() and lower.exists() else path
 
 
 def read_content(path: Path) -> bytes:

@@ -65,9 +65,9 @@ def run_key(
     )
 
 
-def workdir_key(parent: bytes, path: str, user: str) -> str:
-    """Return the key of a WORKDIR that may have to make its directory."""
-    return hash_fields("workdir", (parent, pack_texts((path, user))))
+def workdir_key(parent: bytes, path: str, user: str, epoch_s: int = 0) -> str:
+    """Return the key of a WORKDIR that may have to make its directory, whose time is the epoch."""
+    return hash_fields("workdir", (parent, pack_texts((path, user, *((str(epoch_s),) if epoch_s else ())))))
 
 
 def configure_key(parent: bytes, config: bytes) -> str:

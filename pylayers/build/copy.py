@@ -43,7 +43,7 @@ class Layout:
     def __init__(self, parent: EntryTable, owner: Ownership, epoch_s: int, span: SourceSpan | None = None) -> None:
         self.parent = parent
         self.owner = owner
-        self.epoch_s = epoch_s if owner.mtime_s is None else owner.mtime_s
+        self.epoch_s = epoch_s
         self.span = span
         self.grafts: list[Graft] = []
         self._trees: list[Graft] = []  # those of more than one row
@@ -111,8 +111,6 @@ class Layout:
         """Give a directory of the layer a time; in the root's case there is no row that could carry it."""
         if path and path in self.directories:
             entry, xattrs = self.directories[path]
-            if self.owner.mtime_s is not None:
-                mtime_ns = self.owner.mtime_s * SECOND_NS
             self.directories[path] = (entry._replace(mtime_ns=mtime_ns // SECOND_NS * SECOND_NS), xattrs)
 
     def add(self, rows: GraftedRows, skipped: int = 0) -> None:

@@ -98,7 +98,7 @@ def name_options(session: BuildSession, instruction: df.Copy | df.Add) -> tuple[
     if instruction.exclude or getattr(instruction, "parents", False):
         options += [f"--exclude={pattern}" for pattern in instruction.exclude]
         options += ["--parents"] * getattr(instruction, "parents", False)
-    if session.options.source_date_epoch_s is not None:
+    if session.options.source_date_epoch_s is not None:  # the time of directories that have to be made
         options.append(f"SOURCE_DATE_EPOCH={session.options.source_date_epoch_s}")
     return tuple(options)
 
@@ -122,8 +122,7 @@ def read_ownership(session: BuildSession, instruction: df.Copy | df.Add) -> Owne
 def resolve_owner(
     session: BuildSession, state: StageState, instruction: df.Copy | df.Add, owner: Ownership
 ) -> Ownership:
-    """Return an ownership with the account that --chown names, and the time that every row gets."""
-    owner = replace(owner, mtime_s=session.options.source_date_epoch_s)
+    """Return an ownership with the account that --chown names."""
     if not instruction.chown:
         return owner
     from pylayers.build.account import find_account

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 from pylayers.errors import InvalidInput
 from pylayers.record import record
-from pylayers.store.entry import ENTRY_SIZE_BYTES
 
 if TYPE_CHECKING:
     from pylayers.build.filemode import Change
 
 SYMLINK_LIMIT = 255  # as many as BuildKit follows
-MTIME_WORD = 6  # of 8 bytes
 
 Look = Callable[[bytes], tuple[int, bytes] | None]  # a path's st_mode and symlink target; None where nothing is
 
@@ -34,13 +32,12 @@ class Destination:
 
 @record
 class Ownership:
-    """Say what --chown, --chmod and SOURCE_DATE_EPOCH make of copied rows; -1 and None keep the source's."""
+    """Say what --chown and --chmod make of copied rows; -1 keeps the source's."""
 
     uid: int = -1
     gid: int = -1
     mode: int = -1  # an octal --chmod
     changes: tuple[Change, ...] = ()  # a symbolic --chmod
-    mtime_s: int | None = None
 
     @property
     def parent_mode(self) -> int:
@@ -53,15 +50,11 @@ class Ownership:
         return f"content {self.mode:o} {self.changes!r}" if self.changes or self.mode >= 0 else "content"
 
     def finish(self, records: bytearray) -> None:
-        """Apply what graft() doesn't know: symbolic modes, and a time for all."""
+        """Apply what graft() doesn't know: symbolic modes."""
         if self.changes:
             from pylayers.build.filemode import change_rows
 
             change_rows(records, self.changes)
-        if self.mtime_s is not None:
-            times = memoryview(records).cast("q")
-            for at in range(MTIME_WORD, len(times), ENTRY_SIZE_BYTES // 8):
-                times[at] = self.mtime_s * 1_000_000_000
 
 
 def place_destination(destination: str, working_dir: str) -> Destination:

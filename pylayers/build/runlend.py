@@ -10,7 +10,7 @@ from pylayers.build import runmount
 from pylayers.build.runcache import name_cache, open_cache
 from pylayers.build.runmount import RunMount, parse_mount
 from pylayers.build.runoption import read_agents, read_secrets
-from pylayers.build.runsecret import SOCKET_VARIABLE, lend_agent, lend_secret, make_memory
+from pylayers.build.runsecret import SOCKET_VARIABLE, lend_agent, lend_secret, make_memory, name_socket
 from pylayers.build.runsource import MountSource, mount_source, open_source
 from pylayers.build.session import BuildSession
 from pylayers.build.source import clean_source
@@ -107,11 +107,9 @@ def lend(
             lent.mounts += mounts
             lent.environment.update(environment)
         elif mount.type == runmount.SSH and memory is not None:
-            mounts = lend_agent(mount, read_agents(session.options.ssh), memory, agents, stack)
+            lent.mounts += lend_agent(mount, read_agents(session.options.ssh), memory, agents, stack)
+            lent.environment.setdefault(SOCKET_VARIABLE, name_socket(mount, agents))
             agents += 1
-            lent.mounts += mounts
-            if mounts:
-                lent.environment.setdefault(SOCKET_VARIABLE, mounts[0].target)
     return lent
 
 

@@ -79,7 +79,10 @@ def make_memory(place: Path, stack: ExitStack) -> Path:
 def lend_agent(
     mount: RunMount, agents: dict[str, Agent], folder: Path, number: int, stack: ExitStack
 ) -> list[ContainerMount]:
-    """Return the mount of a socket that leads to an agent; none where the id was not given. Raises NotFound."""
+    """Return the mount of a socket that leads to an agent; none where the id was not given. Raises NotFound.
+
+    The variable names the socket in both cases, as in BuildKit: see name_socket.
+    """
     agent = agents.get(mount.id)
     if agent is None:
         if mount.required:
@@ -91,8 +94,12 @@ def lend_agent(
     path = folder / f"ssh-{number}"
     forward = Forward(path, upstream, mount)
     stack.callback(forward.close)
-    target = mount.target if mount.target != "" else f"{SOCKET_FOLDER}/ssh_agent.{number}"
-    return [ContainerMount(type="bind", source=str(path), target=target)]
+    return [ContainerMount(type="bind", source=str(path), target=name_socket(mount, number))]
+
+
+def name_socket(mount: RunMount, number: int) -> str:
+    """Return where an agent's socket is in the container."""
+    return mount.target or f"{SOCKET_FOLDER}/ssh_agent.{number}"
 
 
 class Forward:

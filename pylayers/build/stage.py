@@ -113,7 +113,9 @@ class StageBuilder:
     def change_directory(self, state: StageState, instruction: df.Workdir) -> Outcome:
         """Set the working directory, making it where the image has none."""
         path = join_path(state.config.working_dir or "/", instruction.path)
-        key = workdir_key(self.session.trees.identity(state.diff_ids), path, state.config.user)
+        key = workdir_key(
+            self.session.trees.identity(state.diff_ids), path, state.config.user, self.session.epoch_s
+        )
         found = self.session.reuse(key)
         status = StepStatus.CACHED
         if found is None:

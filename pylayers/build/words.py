@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pylayers.build.configure import command_line, read_healthcheck, read_ports, read_range
+from pylayers.build.runstep import SCRIPT_FOLDER, find_script, is_lone
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.text import escape_unprintable, quote_whole, show_duration
@@ -58,7 +59,12 @@ def describe(state: StageState, instruction: df.Instruction) -> str:  # noqa: PL
 def describe_run(state: StageState, instruction: df.Run) -> str:
     """Write a RUN with the ARGs it saw, as `RUN |1 NAME=value /bin/sh -c command`."""
     words = list(command_line(state, instruction.command, instruction.shell))
-    if instruction.heredocs:
+    script = find_script(instruction)
+    if script is not None:
+        command = " ".join((*state.shell, f"{SCRIPT_FOLDER}/{script.name}"))
+    elif is_lone(instruction):
+        command = " ".join((*state.shell, instruction.heredocs[0].text))
+    elif instruction.heredocs:
         words += [f"\n{heredoc.content}{heredoc.name}" for heredoc in instruction.heredocs]
         command = " ".join(words[: -len(instruction.heredocs)]) + "".join(words[-len(instruction.heredocs) :])
     else:

@@ -85,9 +85,9 @@ def build_process(process: Process, isolation: Isolation, user: User, capabiliti
         raise InvalidInput(
             f"the working directory '{process.working_directory}' is invalid, it needs to be an absolute path"
         )
-    account: dict[str, Any] = {"uid": user.uid, "gid": user.gid}
-    if user.groups:
-        account["additionalGids"] = list(user.groups)
+    # The group itself is among the additional ones too, as in docker: setgroups(2) gives back no other right.
+    groups = list(dict.fromkeys((*user.groups, user.gid)))
+    account: dict[str, Any] = {"uid": user.uid, "gid": user.gid, "additionalGids": groups}
     # As docker: only root has the capabilities at once, another user may gain them by executing a file that has them.
     sets = ("bounding", "effective", "permitted") if user.uid == 0 else ("bounding",)
     built: dict[str, Any] = {

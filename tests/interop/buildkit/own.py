@@ -49,8 +49,6 @@ class OwnBuilder(Builder):
 
     def observe(self, case: Case, options: list[str], caching: bool) -> Observation:
         """Build and return what came of it."""
-        if case.check:
-            return self._check(case, options)
         metadata = self.directory / case.name / "metadata"
         added = ["--cache-key=chain", f"--metadata-file={metadata}"] if caching else []
         code, _, told = self._build(case, ["-t", TAG, *added, *options], case.environment)
@@ -63,14 +61,11 @@ class OwnBuilder(Builder):
         if caching:
             steps = json.loads(metadata.read_text())["pylayers.steps"]
             observed["cached"] = sorted(
-                [*step, one["status"] == "cached"] for one in steps if (step := read_step(one["step"])) is not None
+                ["stage-0" if step[0] == "stage" else step[0], step[1], one["status"] == "cached"]
+                for one in steps
+                if (step := read_step(one["step"])) is not None
             )
         return observed
-
-    def _check(self, case: Case, options: list[str]) -> Observation:
-        code, out, told = self._build(case, ["--check", *options], case.environment)
-        del code, out
-        return refusal(told)
 
     def _image(self, reference: str) -> Observation:
         with Engine.open(self.root) as engine:
