@@ -114,14 +114,15 @@ def command_line(state: StageState, command: Sequence[str], shell: bool) -> tupl
 
 
 def read_ports(instruction: df.Expose) -> list[str]:
-    """Return the "80/tcp" forms of an EXPOSE, sorted as text. Raises InvalidInput."""
+    """Return the "80/tcp" forms of an EXPOSE, each once, as its words stand. Raises InvalidInput."""
     ranges = check_ports(instruction)
-    return sorted({f"{port}/{protocol}" for first, last, protocol in ranges for port in range(first, last + 1)})
+    ports = (f"{port}/{protocol}" for first, last, protocol in ranges for port in range(first, last + 1))
+    return list(dict.fromkeys(ports))
 
 
-def check_ports(instruction: df.Expose) -> set[tuple[int, int, str]]:
+def check_ports(instruction: df.Expose) -> list[tuple[int, int, str]]:
     """Return the ranges of ports of an EXPOSE and their protocols. Raises InvalidInput."""
-    ranges = {parse_port(word, instruction) for word in instruction.ports}
+    ranges = list(dict.fromkeys(parse_port(word, instruction) for word in instruction.ports))
     if sum(last - first + 1 for first, last, _ in ranges) > PORTS_LIMIT:
         raise InvalidInput(f"EXPOSE names more than {PORTS_LIMIT} ports", span=instruction.span)
     return ranges

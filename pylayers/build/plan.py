@@ -270,7 +270,6 @@ def check_circles(dockerfile: Dockerfile, contexts: Container[str] = ()) -> None
     if not forward:
         return  # every edge leads up: there is no circle
     done = [False] * len(edges)
-    first: SourceSpan | None = None
     for start in range(len(edges)):
         stack = [] if done[start] else [(start, iter(edges[start]))]
         path = {start}
@@ -283,10 +282,9 @@ def check_circles(dockerfile: Dockerfile, contexts: Container[str] = ()) -> None
                 path.discard(at)
                 continue
             needed, span = step
-            first = span if len(stack) == 1 else first
             if needed in path:
                 name = dockerfile.stages[start].name or f"stage-{start}"
-                raise InvalidInput(f"circular dependency detected on stage: {name}", span=first)
+                raise InvalidInput(f"circular dependency detected on stage: {name}", span=span)
             if not done[needed]:
                 done[needed] = True
                 path.add(needed)

@@ -11,7 +11,6 @@ from pylayers.build.event import Step, StepStatus
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
-from pylayers.errors import InvalidInput
 from pylayers.record import replace
 
 if TYPE_CHECKING:
@@ -84,8 +83,6 @@ def read_command(state: StageState, instruction: df.Run) -> tuple[str, ...]:
         return (*state.shell, heredocs[0].text)
     for heredoc in heredocs:
         text += f"\n{heredoc.content}{heredoc.name}"
-    if not text.strip():
-        raise InvalidInput("RUN requires a command", span=instruction.span)
     return (*state.shell, text)
 
 

@@ -42,6 +42,8 @@ def split_line(line: str, escape: str) -> Arguments:
     is_json = legacy = False
     if name in _TEXT_OR_JSON:
         values, is_json = split_text_or_json(rest)
+        if not rest and name != "shell":
+            values = [""]  # a command of no words is one for the shell: it does nothing
     elif name in _LIST_OR_JSON:
         strings = parse_strings(rest)
         values, is_json = (split_blanks(rest), False) if strings is None else (strings, True)

@@ -140,6 +140,10 @@ class _Words:
             self._words.append(word)
         self._pieces.clear()
 
+    def forget(self) -> None:
+        """Drop what the current word holds: BuildKit's lexer does so at ${name:-word} and the like outside quotes."""
+        self._pieces.clear()
+
     def finish(self) -> list[str]:
         self._end_word()
         return self._words
@@ -158,6 +162,7 @@ class _Lexer:
         self.unmatched: set[str] = set()
         self._depth = 0
         self._size = 0
+        self._read_operator = False
         self._spend: Callable[[int], None] = getattr(lookup, "spend", _ignore)
         self._plain: dict[str, re.Pattern[str]] = {}
 
@@ -212,6 +217,9 @@ class _Lexer:
                 piece, quoted = self._take_plain(stops), False
             out.append(self._count(piece))
             if words is not None:
+                if self._read_operator and not quoted:
+                    words.forget()
+                self._read_operator = False
                 (words.add_quoted if quoted else words.add_text)(piece)
         if stop:
             raise InvalidInput(f"unexpected end of statement while looking for matching {stop}")
@@ -325,7 +333,9 @@ class _Lexer:
 
     def _read_operand(self, stop: str, raw_escapes: bool, missing: str) -> str:
         try:
-            return self.read_until(stop, raw_escapes)
+            operand = self.read_until(stop, raw_escapes)
+            self._read_operator = True
+            return operand
         except InvalidInput:
             if self.position >= len(self.text) and self._size <= MAX_EXPANDED_LENGTH:
                 place = " in ${}" if missing == "/" else ""

@@ -134,7 +134,10 @@ class Run(Instruction):
 
 @record(kw_only=True)
 class _Transfer(Instruction):
-    """What COPY and ADD share; `heredocs` are the sources that are here-documents, named as the files they make."""
+    """What COPY and ADD share; `heredocs` are the sources that are here-documents, named as the files they make.
+
+    The patterns of --exclude stay as written.
+    """
 
     sources: tuple[str, ...]
     destination: str
@@ -163,7 +166,6 @@ class _Transfer(Instruction):
             destination=word(self.destination),
             chown=None if self.chown is None else word(self.chown),
             chmod=None if self.chmod is None else word(self.chmod),
-            exclude=tuple(expand_word(one, environment, self.escape) for one in self.exclude),
             heredocs=tuple(expand_heredoc(heredoc) for heredoc in self.heredocs),
         )
 

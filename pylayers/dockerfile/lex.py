@@ -142,7 +142,11 @@ class _Reader:
             self.directives_done = True
             return False
         if name in self.directives:
-            raise InvalidInput(f"only one {name} parser directive can be used", span=self.span(self.position))
+            first = self.directives[name].line
+            raise InvalidInput(
+                f"only one {name} parser directive can be used", span=SourceSpan(self.file, first, first, line.strip()),
+                hint=f"take out the one in line {self.position}",
+            )  # fmt: skip
         if name == "escape":
             if value not in {"\\", "`"}:
                 message = f"invalid escape token '{show(value)}' does not match ` or \\"

