@@ -146,6 +146,7 @@ OS_ERRORS: tuple[tuple[type[PylayersError], tuple[int, ...], str | None], ...] =
     (NoSpace, (errno.ENOSPC, errno.EDQUOT), "free space with: pylayers system prune"),
     (PermissionDenied, (errno.EACCES, errno.EPERM, errno.EROFS), "run as root, or choose a root you own with --root"),
     (NotFound, (errno.ENOENT, errno.ENOTDIR), None),
+    (InvalidInput, (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), None),
     (AlreadyExists, (errno.EEXIST,), None),
     (Conflict, (errno.EBUSY, errno.ETXTBSY), None),
     (Unsupported, (errno.ENOSYS, errno.EOPNOTSUPP), None),

@@ -15,7 +15,7 @@ from pylayers.container.isolation import ContainerMount, Isolation, Process, mou
 from pylayers.container.record import ContainerSpec, State
 from pylayers.engine.change import drop_mount_points
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
-from pylayers.engine.name import invent_name
+from pylayers.engine.name import check_name, invent_name
 from pylayers.errors import InvalidInput, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.image.view import Image, find_image, load_image
@@ -93,7 +93,9 @@ class ContainerActions:
         self.reap()
         found = find_image(engine.store, image)
         container_id = secrets.token_hex(32)
-        name = options.name or invent_name(lambda wanted: engine.store.metadata.containers.find(wanted) is not None)
+        name = check_name(options.name) if options.name else invent_name(
+            lambda wanted: engine.store.metadata.containers.find(wanted) is not None
+        )
         plan = plan_mounts(options.volumes, options.mounts, options.tmpfs, found.config.config.volumes)
         process = make_process(found, command, options)
         runtime = engine.runtime()

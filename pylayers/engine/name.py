@@ -1,9 +1,12 @@
-"""Names for containers that were given none."""
+"""Container names: what may be one, and one for those that were given none."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
+
+from pylayers.errors import InvalidInput
 
 QUALITIES = (
     "amber", "brisk", "calm", "clear", "crisp", "deft", "eager", "fair", "fond", "frank", "gentle", "glad", "grand",
@@ -19,6 +22,14 @@ THINGS = (
     "willow", "wren",
 )  # fmt: skip
 TRIES = 8
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")  # one letter is enough, as in podman
+
+
+def check_name(given: str) -> str:
+    """Return a container's name. Raises InvalidInput, in docker's words."""
+    if not NAME.fullmatch(given):
+        raise InvalidInput(f"invalid container name ({given}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+    return given
 
 
 def invent_name(taken: Callable[[str], bool]) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pylayers.errors import Conflict
 from pylayers.oci.digest import hex_of
 from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer
@@ -62,8 +64,9 @@ class StatCache:
         except FileNotFoundError:
             return None
         try:
-            length = os.fstat(descriptor).st_size
-            if length < HEADER_STRUCT.size:
+            status = os.fstat(descriptor)
+            length = status.st_size
+            if not stat.S_ISREG(status.st_mode) or length < HEADER_STRUCT.size:
                 return None
             content = memoryview(mmap.mmap(descriptor, length, access=mmap.ACCESS_READ))
         finally:
@@ -83,7 +86,11 @@ class StatCache:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         sections = (_encode_key(root_key), _encode_digests(digests or {}), records, heap)
         content = _encode(sections, walked_at_ns, self._boot)
-        write_file(self.path(root_key), content, durable=False)
+        path = self.path(root_key)
+        try:
+            write_file(path, content, durable=False)
+        except IsADirectoryError:
+            raise Conflict(f"{path} is a directory, not the stat cache's file", hint=f"rm -r {path}") from None
 
     def expected(self, build: str) -> list[str]:
         """Return the keys that a build was noted to walk; none where nothing, or nothing usable, is noted."""
