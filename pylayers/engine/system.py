@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import Conflict, NotFound, PylayersError
 from pylayers.image.unpack import has_snapshot
+from pylayers.oci.chain import chain_ids
 from pylayers.volume.volumes import disk_bytes
 
 if TYPE_CHECKING:
@@ -83,9 +85,32 @@ class SystemActions:
 
     def usage(self) -> list[UsageRow]:
         """Count images, containers, volumes and build cache: disk bytes, and how many of them a prune would free."""
-        return [self._image_usage(), self._container_usage(), self._volume_usage(), self._cache_usage()]
+        snapshots = self._snapshot_sizes()
+        images = self._image_usage(snapshots)
+        return [images, self._container_usage(), self._volume_usage(), self._cache_usage(snapshots)]
 
-    def _image_usage(self) -> UsageRow:
+    def _snapshot_sizes(self) -> dict[str, int]:
+        """Count what the driver holds unpacked, by chain id."""
+        from pylayers.snapshot.snapshotter import SnapshotKind
+
+        if not self._has_snapshots():
+            return {}
+        driver = self._engine.driver()
+        committed = [found.name for found in driver.walk() if found.kind is SnapshotKind.COMMITTED]
+        sizes: dict[str, int] = {}
+        for name in committed:
+            with suppress(NotFound):  # removed meanwhile
+                sizes[name] = driver.usage(name).size_bytes
+        return sizes
+
+    def _has_snapshots(self) -> bool:
+        """Tell whether any driver has something in this root: else none needs to be opened."""
+        from pylayers.snapshot.select import has_data
+
+        return any(has_data(self._engine.root, name) for name in os.listdir(self._engine.root))
+
+    def _image_usage(self, snapshots: dict[str, int]) -> UsageRow:
+        """Count images; their share of `snapshots` is taken out of it."""
         store = self._engine.store
         records = list(store.metadata.images.walk())
         used = {container.image_digest for container in self._engine.containers.list(everything=True)}
@@ -94,7 +119,14 @@ class SystemActions:
         sizes = {diff_id: store.layers.size_bytes(diff_id) for diff_id in layers}
         active = sum(record.digest in used for record in records)
         free = sum(sizes[diff_id] for diff_id in layers - kept)
-        return UsageRow("Images", len(records), active, sum(sizes.values()), free)
+        total = sum(sizes.values())
+        # Chains of images in use first: what is left of the others' would be freed with them.
+        for record in sorted(records, key=lambda record: record.digest not in used):
+            for chain in chain_ids(record.diff_ids):
+                size_bytes = snapshots.pop(chain, 0)
+                total += size_bytes
+                free += size_bytes if record.digest not in used else 0
+        return UsageRow("Images", len(records), active, total, free)
 
     def _container_usage(self) -> UsageRow:
         containers = self._engine.containers.list(everything=True)
@@ -117,7 +149,8 @@ class SystemActions:
         free = sum(size for name, size in sizes.items() if name not in active)
         return UsageRow("Local Volumes", len(volumes), len(active), sum(sizes.values()), free)
 
-    def _cache_usage(self) -> UsageRow:
+    def _cache_usage(self, snapshots: dict[str, int]) -> UsageRow:
+        """Count steps, their layers and snapshots that no image has, and cache mounts."""
         from pylayers.build.runcache import walk_caches
 
         store = self._engine.store
@@ -125,6 +158,7 @@ class SystemActions:
         in_images = {diff_id for record in store.metadata.images.walk() for diff_id in record.diff_ids}
         layers = {step.diff_id for step in steps if step.diff_id is not None and step.diff_id not in in_images}
         size = sum(store.layers.size_bytes(diff_id) for diff_id in layers if store.layers.exists(diff_id))
+        size += sum(snapshots.values())
         caches = list(walk_caches(store.root))
         free = size + sum(cache.size_bytes for cache in caches if not cache.in_use)
         size += sum(cache.size_bytes for cache in caches)
@@ -136,26 +170,22 @@ class SystemActions:
         from pylayers.build.runcache import prune_caches
 
         engine = self._engine
+        container_bytes = self._container_usage().reclaimable_bytes
         containers = engine.containers.prune()
         images = engine.images.prune(everything=everything)
         names, volume_bytes = engine.volumes.prune() if volumes else ([], 0)
         freed = self.collect(keep_cache=False) + prune_caches(engine.root)
         return PruneResult(
-            tuple(containers), images.deleted, tuple(names), images.freed_bytes + volume_bytes + freed
+            tuple(containers), images.deleted, tuple(names), images.freed_bytes + volume_bytes + container_bytes + freed
         )
 
     def collect(self, *, keep_cache: bool = True) -> int:
         """Delete what nothing needs, and the snapshots of its chains; return the bytes freed in the store."""
-        from pylayers.snapshot.select import has_data
+        collected = self._engine.store.collect(keep_cache=keep_cache)
+        return collected.freed_bytes + (self._remove_snapshots() if self._has_snapshots() else 0)
 
-        engine = self._engine
-        collected = engine.store.collect(keep_cache=keep_cache)
-        if any(has_data(engine.root, name) for name in os.listdir(engine.root)):
-            self._remove_snapshots()
-        return collected.freed_bytes
-
-    def _remove_snapshots(self) -> None:
-        """Remove the snapshots that no chain, container or live lease knows, children first.
+    def _remove_snapshots(self) -> int:
+        """Remove the snapshots that no chain, container or live lease knows, children first; return the bytes freed.
 
         Comparing with everything that is there also takes what a crash between two steps of an earlier prune left.
         A half-made unpacking is the driver's to drop: it knows whether its maker lives.
@@ -167,12 +197,16 @@ class SystemActions:
         wanted = {chain.chain_id for chain in metadata.chains.walk()}
         wanted |= {container.id for container in metadata.containers.walk()}
         wanted |= {name for kind, name in metadata.leases.items() if kind == "snapshot"}
+        freed_bytes = 0
         for name in reversed(snapshots):
             if name not in wanted and has_snapshot(driver, name):
                 try:
+                    size_bytes = driver.usage(name).size_bytes
                     driver.remove(name)
+                    freed_bytes += size_bytes
                 except Conflict:
                     continue  # a container made meanwhile stands on it; the next prune takes it
+        return freed_bytes
 
     def drivers(self) -> list[DriverRow]:
         """Probe every storage driver, and tell which one is chosen."""
