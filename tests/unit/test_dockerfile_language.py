@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pylayers.build.event import Event, StepStarted
 from pylayers.engine import Engine
 from pylayers.errors import InvalidInput
 from pylayers.oci.platform import Platform
@@ -152,6 +153,45 @@ def test_what_cannot_be_expanded_is_refused(
     assert message in caught.value.message
     assert caught.value.span is not None
     assert caught.value.span.line == line
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("EXPOSE abc", "invalid containerPort: abc"),
+        ("STOPSIGNAL NOPE", "invalid signal: NOPE"),
+        ("LABEL a=${A:?no}", "A: no"),
+        ("COPY --chmod=9 a /", "invalid chmod parameter"),
+        ("RUN --mount=type=nope,target=/x true", "unsupported mount type"),
+        ("ADD --checksum=sha256:1 a /", "checksum requires"),
+    ],
+)
+def test_a_mistake_further_down_ends_a_build_before_its_first_step(
+    engine: Engine, tmp_path: Path, last: str, message: str
+) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "Dockerfile").write_text(f"FROM scratch\nCOPY a /\n{last}\n")
+    events: list[Event] = []
+    with pytest.raises(InvalidInput) as caught:
+        engine.build(tmp_path, subscriber=events.append)
+    assert message in caught.value.message
+    assert caught.value.span is not None
+    assert caught.value.span.line == 3
+    assert f">>> {last}" in caught.value.excerpt
+    assert not [event for event in events if isinstance(event, StepStarted)]
+
+
+def test_a_build_s_warnings_are_those_of_the_stages_that_it_takes(engine: Engine, tmp_path: Path) -> None:
+    text = "FROM scratch AS one\nCMD x\nFROM scratch AS two\nENV A b\nLABEL c=$D\nMAINTAINER e\n"
+    (tmp_path / "Dockerfile").write_text(text)
+    expected = {("LegacyKeyValueFormat", 4), ("UndefinedVar", 5), ("MaintainerDeprecated", 6)}
+    for _ in range(2):  # the second time they come from the cache
+        result = engine.build(tmp_path)
+        assert {(one.rule, one.line) for one in result.warnings} == expected
+    (tmp_path / "Dockerfile").write_text("# check=error=true\n" + text)
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="lint violation found for rules: LegacyKeyValueFormat"):
+            engine.build(tmp_path)
 
 
 def test_the_files_of_a_context_are_those_that_its_dockerfile_s_ignore_file_leaves(

@@ -7,7 +7,8 @@ import pytest
 from pylayers.build.dryrun import Findings, Question, check_content
 from pylayers.build.state import StageState
 from pylayers.dockerfile import ignore, lint
-from pylayers.errors import InvalidInput
+from pylayers.dockerfile.excerpt import ROWS, Excerpts
+from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.oci.config import RunConfig
 from pylayers.oci.platform import Platform
 
@@ -132,6 +133,14 @@ def test_an_error_ends_the_warnings_after_it() -> None:
     assert findings.error is not None
     assert findings.error.span is not None
     assert findings.error.span.line == 3
+
+
+def test_an_excerpt_of_a_very_long_instruction_is_cut() -> None:
+    content = ("FROM a\nRUN x \\\n" + "y \\\n" * 1000 + "z").encode()
+    shown = Excerpts(content).show(SourceSpan("Dockerfile", 2, 1003)).split("\n")
+    assert shown[3] == "   2 | >>> RUN x \\"
+    assert shown[-2] == "     | ... 803 more lines"
+    assert len(shown) == ROWS + 4
 
 
 def test_values_of_the_build_count() -> None:
