@@ -165,7 +165,7 @@ def read_epoch_argument(options: BuildOptions) -> BuildOptions:
 def refuse_unfinished(options: BuildOptions) -> None:
     """Refuse by name what this version doesn't do yet."""
     for name in (
-        "attestations", "split_layers", "rewrite_timestamp",
+        "attestations", "rewrite_timestamp",
     ):  # fmt: skip
         if getattr(options, name):
             raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
