@@ -77,6 +77,11 @@ def store_rows(session: BuildSession, state: StageState, rows: LayerRows) -> Cac
     """Write a layer and hand the hashes back to the trees that it came from."""
     from pylayers.diff.write import write_layer
 
+    split = session.options.split_layers
+    if split:
+        from pylayers.build.split import read_split_size, store_parts
+
+        return store_parts(session, state, rows, read_split_size(split))
     layer = write_layer(session.store, rows.records, rows.heap, rows.sources)
     rows.give_back_hashes()
     return session.made(state, layer.diff_id, layer.size_bytes)
@@ -98,6 +103,8 @@ def name_options(session: BuildSession, instruction: df.Copy | df.Add) -> tuple[
     if instruction.exclude or getattr(instruction, "parents", False):
         options += [f"--exclude={pattern}" for pattern in instruction.exclude]
         options += ["--parents"] * getattr(instruction, "parents", False)
+    if session.options.split_layers:
+        options.append(f"--split-layers={session.options.split_layers}")
     if session.options.source_date_epoch_s is not None:  # the time of directories that have to be made
         options.append(f"SOURCE_DATE_EPOCH={session.options.source_date_epoch_s}")
     return tuple(options)
