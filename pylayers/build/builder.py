@@ -164,11 +164,8 @@ def read_epoch_argument(options: BuildOptions) -> BuildOptions:
 
 def refuse_unfinished(options: BuildOptions) -> None:
     """Refuse by name what this version doesn't do yet."""
-    for name in (
-        "attestations", "rewrite_timestamp",
-    ):  # fmt: skip
-        if getattr(options, name):
-            raise Unsupported(f"--{name.replace('_', '-')} is not supported yet")
+    if options.attestations:
+        raise Unsupported("--attest is not supported yet")
     if len(options.platforms) > 1:
         # An index's images have no name of their own: `image prune` would take them.
         raise Unsupported(
@@ -322,7 +319,7 @@ def finish(session: BuildSession, state: StageState, references: list[Reference]
     )
     session.cache.touch(session.hits)
     session.trees.record(state.diff_ids)
-    if options.outputs or options.annotations:
+    if options.outputs or options.annotations or options.rewrite_timestamp:
         from pylayers.build.deliver import BuiltImage, deliver
 
         made = deliver(session, [BuiltImage(config, state.base_count)], [str(one) for one in references])

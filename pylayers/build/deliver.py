@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pylayers.build.attest import Attestations, parse_attestations
+from pylayers.build.cache import CachedStep
+from pylayers.build.cachekey import hash_fields
 from pylayers.build.output import ARCHIVES, TREES, Annotation, Output, parse_annotations, parse_outputs
 from pylayers.errors import InvalidInput, Unsupported
 from pylayers.image.assemble import make_manifest, store_image
@@ -167,9 +169,15 @@ def rewrite_image(session: BuildSession, output: Output, image: BuiltImage) -> B
         return image
     diff_ids = list(image.config.diff_ids)
     for position in range(image.base_count, len(diff_ids)):
-        layer = session.store.layers.open(diff_ids[position])
-        diff_ids[position] = rewrite_times(session.store, layer, options.source_date_epoch_s * 10**9).diff_id
-        session.hold("layer", diff_ids[position])
+        key = hash_fields("rewrite", (diff_ids[position].encode(), str(options.source_date_epoch_s).encode()))
+        found = session.reuse(key)
+        if found is None or found.diff_id is None:
+            layer = session.store.layers.open(diff_ids[position])
+            made = rewrite_times(session.store, layer, options.source_date_epoch_s * 10**9)
+            found = CachedStep(made.diff_id, made.size_bytes)
+            session.hold("layer", made.diff_id)
+            session.cache.record(key, "", "rewrite", "", found)
+        diff_ids[position] = found.diff_id or ""
     return replace(image, config=replace(image.config, diff_ids=tuple(diff_ids)))
 
 
