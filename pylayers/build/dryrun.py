@@ -24,6 +24,7 @@ from pylayers.dockerfile.lex import read
 from pylayers.dockerfile.lintstage import Environment, StageLint
 from pylayers.dockerfile.parse import assemble, build_instruction
 from pylayers.errors import InvalidInput, PylayersError, SourceSpan
+from pylayers.oci.config import RunConfig
 from pylayers.oci.platform import Platform
 from pylayers.record import field, record
 
@@ -210,11 +211,13 @@ def copy_environment(environment: Environment, allowance: Allowance, span: Sourc
 
 
 def enter_image(state: StageState | None) -> Environment:
-    """Return what a stage on an image knows."""
-    if state is None:
-        return Environment({"PATH": ""}, {"PATH": ""})
-    env = {"PATH": "", **state.config.environment()}
-    return Environment(dict(env), env, has_shell=bool(state.config.shell))
+    """Return what a stage on an image, or on scratch, knows."""
+    from pylayers.build.base import DEFAULT_PATH
+
+    name, _, path = DEFAULT_PATH.partition("=")
+    config = RunConfig() if state is None else state.config
+    env = {name: path, **config.environment()}
+    return Environment(dict(env), env, has_shell=bool(config.shell))
 
 
 class Validator:

@@ -95,7 +95,9 @@ def build_instruction(statement: Statement, escape: str) -> ins.Instruction:
         if name == "HEALTHCHECK":
             return _build_healthcheck(statement, common)  # its flags are read only where they mean something
         _check_count(name, statement)
-        return builder(statement, read_flags(name, statement.arguments.flags), common)
+        # BuildKit doesn't look at STOPSIGNAL's flags.
+        flags = () if name == "STOPSIGNAL" else statement.arguments.flags
+        return builder(statement, read_flags(name, flags), common)
     except InvalidInput as error:
         raise InvalidInput(error.message, hint=error.hint, span=statement.span) from None
 

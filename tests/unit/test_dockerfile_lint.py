@@ -93,6 +93,7 @@ def test_rule_fires_alone(text: str, rule: str, line: int, message: str) -> None
         "ARG R=localhost:5000/x_y/z-w\nFROM $R",
         "FROM a AS b\nCMD []\nFROM b\nCMD []",
         "# b is a stage\nFROM a AS b",
+        "FROM scratch\nWORKDIR $PATH",
     ],
 )
 def test_silent_where_docker_is(text: str) -> None:
