@@ -74,6 +74,7 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
     digest = find_image(session.store, wanted, span, session.stage_names.values(), session.emit)
     session.hold("blob", digest)
     image = load_fitting(session.store, digest, wanted, platform, span)
+    session.materials.append((wanted, str(platform), digest))
     for diff_id in image.config.diff_ids:
         session.hold("layer", diff_id)
     return enter_image(image)

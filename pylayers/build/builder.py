@@ -60,7 +60,7 @@ def build(
         from pylayers.build.runoption import check_options
 
         check_options(options)
-    if options.outputs or options.annotations:
+    if options.outputs or options.annotations or options.attestations:
         from pylayers.build.deliver import read_delivery
 
         read_delivery(options)  # what is wrong with it is told before anything is built
@@ -164,8 +164,6 @@ def read_epoch_argument(options: BuildOptions) -> BuildOptions:
 
 def refuse_unfinished(options: BuildOptions) -> None:
     """Refuse by name what this version doesn't do yet."""
-    if options.attestations:
-        raise Unsupported("--attest is not supported yet")
     if len(options.platforms) > 1:
         # An index's images have no name of their own: `image prune` would take them.
         raise Unsupported(
@@ -319,10 +317,13 @@ def finish(session: BuildSession, state: StageState, references: list[Reference]
     )
     session.cache.touch(session.hits)
     session.trees.record(state.diff_ids)
-    if options.outputs or options.annotations or options.rewrite_timestamp:
+    if options.outputs or options.annotations or options.rewrite_timestamp or options.attestations:
         from pylayers.build.deliver import BuiltImage, deliver
+        from pylayers.build.witness import make_predicates
 
-        made = deliver(session, [BuiltImage(config, state.base_count)], [str(one) for one in references])
+        predicates = make_predicates(session, state) if options.attestations else ()
+        built = BuiltImage(config, state.base_count, predicates)
+        made = deliver(session, [built], [str(one) for one in references])
         return BuildResult(
             image_digest=made.digest,
             config_digest=made.config_digest,

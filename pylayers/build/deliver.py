@@ -89,6 +89,10 @@ def read_delivery(options: BuildOptions) -> Request:
         check_place(output)
     annotations = parse_annotations(options.annotations)
     attestations = parse_attestations(options.attestations)
+    if attestations:
+        from pylayers.build.witness import check_attestable
+
+        check_attestable(options, outputs)
     indexed = bool(attestations) or len(options.platforms) > 1
     every = [*annotations, *(one for output in outputs for one in output.annotations)]
     if not indexed and any(one.target.startswith("index") for one in every):
@@ -312,8 +316,10 @@ def statement_layer(session: BuildSession, output: Output, image: BuiltImage, tr
     import os
     import stat
 
+    from blake3 import blake3
+
     from pylayers.diff.flatten import hash_files
-    from pylayers.store.entry import FLAG_IMPLICIT, Entry, TableBuilder
+    from pylayers.store.entry import FLAG_HASHED, FLAG_IMPLICIT, Entry, TableBuilder
     from pylayers.store.layer import Layer
 
     subjects = [(path.decode(errors="replace"), digest) for path, digest in hash_files(tree)]
@@ -322,7 +328,14 @@ def statement_layer(session: BuildSession, output: Output, image: BuiltImage, tr
     for predicate in image.predicates:
         statement = write_statement(predicate, subjects)
         mode, mtime_ns = stat.S_IFREG | 0o644, session.epoch_s * 10**9
-        entry = Entry(mode=mode, size_bytes=len(statement), data_offset=len(content), mtime_ns=mtime_ns)
+        entry = Entry(
+            mode=mode,
+            size_bytes=len(statement),
+            data_offset=len(content),
+            mtime_ns=mtime_ns,
+            flags=FLAG_HASHED,
+            blake3=blake3(statement).digest(),
+        )
         builder.add(os.fsencode(output.attestation_prefix + predicate.file_name), entry)
         content += statement
     path = session.store.scratch("statement")

@@ -46,6 +46,8 @@ class BuildSession:
     finished: list[StepFinished] = field(default_factory=list)
     warnings: list[BuildWarning] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    materials: list[tuple[str, str, str]] = field(default_factory=list)  # base images: name, platform, digest
+    sources: list[tuple[str, str, str]] = field(default_factory=list)  # what ADD fetched: URI, algorithm, digest
     hits: list[str] = field(default_factory=list)  # keys of the steps that were reused
     cancel_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     _lock: threading.Lock = field(default_factory=threading.Lock)

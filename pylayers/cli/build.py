@@ -42,6 +42,7 @@ def build(
         begin(session.root, context, dockerfile)  # before the imports that it is to run beside
     from pylayers.cli.progress import open_progress
 
+    given["attestations"] = (*given["attestations"], *read_short("sbom", sbom), *read_short("provenance", provenance))
     request = read_request(given)
     mode = "quiet" if quiet else progress
     with ExitStack() as stack:
@@ -84,6 +85,15 @@ def read_request(given: dict[str, Any]) -> BuildRequest:
     for name in ("platforms", "no_cache_filter"):
         given[name] = tuple(part for entry in given[name] for part in entry.split(",") if part)
     return cast("BuildRequest", given)
+
+
+def read_short(kind: str, value: str | None) -> tuple[str, ...]:
+    """Return what --sbom or --provenance stands for; nothing where it wasn't given, or is off."""
+    if value is None:
+        return ()
+    from pylayers.build.attest import expand_short
+
+    return (expand_short(kind, value),)
 
 
 def read_arguments(given: tuple[str, ...]) -> dict[str, str]:
