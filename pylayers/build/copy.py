@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pylayers._native import tardiff
 from pylayers.build.destination import Destination, Ownership, resolve_path
@@ -129,6 +129,17 @@ class Layout:
                 raise InvalidInput(f"cannot copy to non-directory: {show(path)}", span=self.span)
         self._trees.append(graft)
 
+    def cover(self, graft: Graft) -> None:
+        """Graft rows over whatever the parent has. Raises InvalidInput for another type than an earlier source's."""
+        for earlier in self._trees:
+            check_collisions(earlier.table, graft, self.span, earlier.skipped)
+        for path in (*self.directories, *self._files):
+            row = graft.find(path)
+            if row >= 0 and stat.S_ISDIR(graft.table.entry(row).mode) != (path in self.directories):
+                raise InvalidInput(f"two sources make different things of {show(path)}", span=self.span)
+        self.grafts.append(graft)
+        self._trees.append(graft)
+
     def rows(self) -> LayerRows:
         """Return the layer's rows."""
         builder = TableBuilder()
@@ -154,6 +165,11 @@ def lay_out(
 
 def place_tree(layout: Layout, tree: SourceTree, destination: Destination) -> None:
     """Put one tree at a destination, in the tree as earlier sources left it."""
+    if getattr(tree, "archive", False):
+        from pylayers.build.archivestep import place_archive
+
+        place_archive(layout, cast("TableTree", tree), destination)
+        return
     target = layout.resolve(destination.path)
     if destination.as_directory:
         layout.need(target)

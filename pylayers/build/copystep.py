@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from typing import TYPE_CHECKING
 
 from pylayers.build.base import open_local_context
@@ -14,7 +13,7 @@ from pylayers.build.session import BuildSession
 from pylayers.build.source import LocalSource
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
-from pylayers.errors import InvalidInput, SourceSpan, Unsupported
+from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.record import replace
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ def copy_trees(
     session: BuildSession, state: StageState, instruction: df.Copy | df.Add, stage_index: int
 ) -> tuple[CachedStep, StepStatus]:
     """Perform a COPY or ADD of the stage with that number."""
-    check_supported(instruction)
     trees: list[SourceTree] = []
     try:
         open_trees(session, state, instruction, stage_index, trees)
@@ -138,14 +136,6 @@ def resolve_owner(
     return replace(owner, uid=uid, gid=gid)
 
 
-def check_supported(instruction: df.Copy | df.Add) -> None:
-    """Refuse by name what this version doesn't do yet."""
-    span = instruction.span
-    for flag in ("checksum", "keep_git_dir", "unpack"):
-        if getattr(instruction, flag, None):
-            raise Unsupported(f"{instruction.name} --{flag.replace('_', '-')} is not supported yet", span=span)
-
-
 def open_trees(
     session: BuildSession,
     state: StageState,
@@ -175,26 +165,25 @@ def open_added(
     session: BuildSession, instruction: df.Add, source: str, context: LocalSource, trees: list[SourceTree]
 ) -> None:
     """Open one source of an ADD by what it is: a git repository, a URL, an archive to unpack, or plain local files."""
-    if "://" in source or source.startswith("git@"):
-        raise Unsupported(f"ADD of a URL is not supported yet: {source}", span=instruction.span)
+    if "://" in source or "@" in source:
+        from pylayers.build.added import open_remote
+
+        if open_remote(session, instruction, source, trees):
+            return
+    if instruction.checksum:
+        raise InvalidInput("checksum requires HTTP(S) or Git sources", span=instruction.span)
     first = len(trees)
     open_paths(instruction, source, context, trees)
-    for number in range(first, len(trees)):
-        trees[number] = unpack_archive(trees[number], instruction.span)
-
-
-def unpack_archive(tree: SourceTree, span: SourceSpan) -> SourceTree:
-    """Refuse what ADD would have to unpack; anything else is copied as it is."""
+    if instruction.unpack is False:
+        return
     from pylayers.build.source import LocalTree
-    from pylayers.transfer.archive import detect_archive
 
-    if isinstance(tree, LocalTree) and not tree.is_directory:
-        path = tree.directory / tree.table.path(tree.top_entry).decode(errors="surrogateescape")
-        if stat.S_ISREG(tree.top_entry.mode) and detect_archive(path):
-            raise Unsupported(
-                f"ADD of the archive {tree.name} is not supported yet", hint="unpack it first, or use COPY", span=span
-            )
-    return tree
+    for number in range(first, len(trees)):
+        tree = trees[number]
+        if isinstance(tree, LocalTree) and not tree.is_directory:
+            from pylayers.build.archivestep import unpack_local
+
+            trees[number] = unpack_local(session, tree, bool(instruction.chown))
 
 
 def open_paths(

@@ -20,6 +20,7 @@ from pylayers.store.entry import (
     ENTRY_STRUCT,
     FLAG_HARDLINK,
     FLAG_HASHED,
+    FLAG_IMPLICIT,
     SOURCE_RANGE,
     Entry,
     EntryTable,
@@ -48,6 +49,9 @@ class TableTree:
     is_root: bool = False
     included: bool = False  # only what a pattern (--parents) matches
     partial: frozenset[bytes] = frozenset()  # directories, below the top, that are only there for what is in them
+    archive: bool = False  # members of an archive, placed by other rules than a directory's content
+    owned: bool = False  # of an archive: --chown says whose the members are
+    kept: list[int] = field(default_factory=list)  # descriptors that are the tree's to close
     _descriptors: list[int] = field(default_factory=list)
     _digested: tuple[Ownership, bytes] | None = None
 
@@ -69,6 +73,7 @@ class TableTree:
         """Return the digest of what reaches the result; a directory's own mode and attributes don't."""
         if self._digested is not None and self._digested[0] == owner:
             return self._digested[1]
+        asked, owner = owner, self.member_owner(owner)
         inner = not self.is_directory
         try:
             if owner == Ownership():
@@ -78,8 +83,22 @@ class TableTree:
                 digest = tardiff.tree_digest(rows.records, rows.heap, blake3, 0, inner)
         except ValueError as error:
             raise IntegrityError(f"no tree digest: {error}") from error
-        self._digested = (owner, digest)
+        if self.archive:
+            digest = blake3(b"archive" + digest + self.list_implied()).digest()
+        self._digested = (asked, digest)
         return digest
+
+    def member_owner(self, owner: Ownership) -> Ownership:
+        """Return what is made of the rows' metadata: members of archives keep their modes, owners without --chown."""
+        if not self.archive:
+            return owner
+        return Ownership(owner.uid, owner.gid) if self.owned else Ownership()
+
+    def list_implied(self) -> bytes:
+        """Return the directories that only other rows' paths imply."""
+        flags = memoryview(self.table.records).cast("B").cast("I")[WORD_FLAGS::WORDS_PER_ENTRY]
+        rows = (row for row in range(len(self.table)) if flags[row] & FLAG_IMPLICIT)
+        return b"\0".join(self.table.path(self.table.entry(row)) for row in rows)
 
     def rows(self, prefix: bytes, owner: Ownership) -> GraftedRows:
         """Return the tree's rows at a new path; data comes straight from the files."""
@@ -99,8 +118,14 @@ class TableTree:
 
     def close(self) -> None:
         """Close the files."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        for descriptor in (*self.release(), *self.kept):
+            os.close(descriptor)
+        self.kept = []
+
+    def release(self) -> list[int]:
+        """Give the opened files away: somebody else closes them."""
+        descriptors, self._descriptors = self._descriptors, []
+        return descriptors
 
 
 def image_tree(
