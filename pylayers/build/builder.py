@@ -24,13 +24,13 @@ from pylayers.build.state import StageState, Trees
 from pylayers.dockerfile import ignore
 from pylayers.dockerfile.instructions import Arg, Dockerfile
 from pylayers.dockerfile.parse import parse
-from pylayers.errors import InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
+from pylayers.errors import InvalidInput, NotFound, PylayersError, translate_os_error
 from pylayers.image.assemble import assemble
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.digest import hex_of
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
-from pylayers.record import replace
+from pylayers.record import record, replace
 from pylayers.store import Store
 
 if TYPE_CHECKING:
@@ -39,6 +39,19 @@ if TYPE_CHECKING:
 
 DOCKERFILE_LIMIT_BYTES = 16 << 20
 EPOCH_ARGUMENT = "SOURCE_DATE_EPOCH"
+
+
+@record
+class Request:
+    """Hold what a build is given besides its options."""
+
+    store: Store
+    path: Path  # of the Dockerfile
+    content: bytes
+    open_driver: Callable[[], Snapshotter]
+    open_runtime: Callable[[], Runtime]
+    subscriber: Subscriber | None
+    cache: BuildCache | None
 
 
 def build(
@@ -55,12 +68,11 @@ def build(
     NotFound, BuildError (a RUN that failed), NoSpace, …, each with its place in the Dockerfile.
     """
     started = time.perf_counter()
-    refuse_unfinished(options)
     if options.secrets or options.ssh or options.add_hosts or options.shm_size or options.ulimits or options.allow:
         from pylayers.build.runoption import check_options
 
         check_options(options)
-    if options.outputs or options.annotations or options.attestations:
+    if options.outputs or options.annotations or options.attestations or len(options.platforms) > 1:
         from pylayers.build.deliver import read_delivery
 
         read_delivery(options)  # what is wrong with it is told before anything is built
@@ -68,53 +80,56 @@ def build(
     path = locate_dockerfile(options)
     content = read_content(path)
     options = read_epoch_argument(options)
+    request = Request(store, path, content, open_driver, open_runtime, subscriber, cache)
     with shown_in(content):
-        return build_content(
-            store, options, path, content, references, started, open_driver, open_runtime, subscriber, cache
-        )
+        if len(options.platforms) > 1:
+            from pylayers.build.multi import build_platforms
+
+            return build_platforms(request, options, references, started)
+        return build_content(request, options, references, started)
 
 
 def build_content(
-    store: Store,
-    options: BuildOptions,
-    path: Path,
-    content: bytes,
-    references: list[Reference],
-    started: float,
-    open_driver: Callable[[], Snapshotter],
-    open_runtime: Callable[[], Runtime],
-    subscriber: Subscriber | None,
-    cache: BuildCache | None,
+    request: Request, options: BuildOptions, references: list[Reference], started: float
 ) -> BuildResult:
     """Build a Dockerfile's content for one platform."""
-    dockerfile = parse(content, shown_path(path))
+    with build_stages(request, options) as (session, state):
+        result = finish(session, state, references, started)
+        context = session.context
+        note(request.store.stat_cache, str(context.directory), str(request.path), context.large_keys(LEAST_ROWS))
+    session.emit(BuildFinished(result.image_digest, result.references, result.seconds))
+    return result
+
+
+@contextmanager
+def build_stages(request: Request, options: BuildOptions) -> Iterator[tuple[BuildSession, StageState]]:
+    """Build the stages for one platform; what was made is held until the block ends."""
+    store, content = request.store, request.content
+    dockerfile = parse(content, shown_path(request.path))
     with store.lease("build", settled=False) as lease:
-        context = open_context(store, options, path)
+        context = open_context(store, options, request.path)
         session = BuildSession(
             store=store,
             options=options,
             platform=choose_platform_of(options.platforms),
             trees=Trees(store, key_by_chain=options.key_by_chain),
-            cache=open_cache(store, options, cache),
+            cache=open_cache(store, options, request.cache),
             context=context,
             contexts=open_contexts(dict(options.contexts), context),
-            open_driver=open_driver,
-            open_runtime=open_runtime,
+            open_driver=request.open_driver,
+            open_runtime=request.open_runtime,
             hold=lease.hold,
             settle=lease.settle,
-            subscriber=subscriber,
+            subscriber=request.subscriber,
         )
         try:
             plan = plan_session(session, dockerfile)
             warn_build(session, dockerfile, plan, hex_of(content))
             warn_unused(session, dockerfile, plan)
             run_stages(session, plan)
-            result = finish(session, session.stages[plan.target], references, started)
-            note(store.stat_cache, str(context.directory), str(path), context.large_keys(LEAST_ROWS))
+            yield session, session.stages[plan.target]
         finally:
             session.close()
-    session.emit(BuildFinished(result.image_digest, result.references, result.seconds))
-    return result
 
 
 def open_cache(store: Store, options: BuildOptions, given: BuildCache | None) -> BuildCache:
@@ -160,15 +175,6 @@ def read_epoch_argument(options: BuildOptions) -> BuildOptions:
     if options.source_date_epoch_s is None:
         return options
     return replace(options, arguments={**options.arguments, EPOCH_ARGUMENT: str(options.source_date_epoch_s)})
-
-
-def refuse_unfinished(options: BuildOptions) -> None:
-    """Refuse by name what this version doesn't do yet."""
-    if len(options.platforms) > 1:
-        # An index's images have no name of their own: `image prune` would take them.
-        raise Unsupported(
-            "a build for several platforms is not supported yet", hint="build the platforms one by one, each with a tag"
-        )
 
 
 @contextmanager
@@ -301,20 +307,24 @@ def run_stages(session: BuildSession, plan: Plan) -> None:
         raise failure
 
 
-def finish(session: BuildSession, state: StageState, references: list[Reference], started: float) -> BuildResult:
-    """Store the image and tag it; writes nothing where all of it is as it was."""
-    store, options = session.store, session.options
-    labels = {**state.config.labels, **options.labels}
-    config = ImageConfig(
+def make_config(session: BuildSession, state: StageState) -> ImageConfig:
+    """Return the configuration of the image that a build ended with."""
+    return ImageConfig(
         architecture=state.platform.architecture,
         os=state.platform.os,
         variant=state.platform.variant,
         author=state.author,
         created=timestamp(session),
-        config=replace(state.config, labels=labels),
+        config=replace(state.config, labels={**state.config.labels, **session.options.labels}),
         diff_ids=state.diff_ids,
         history=state.history,
     )
+
+
+def finish(session: BuildSession, state: StageState, references: list[Reference], started: float) -> BuildResult:
+    """Store the image and tag it; writes nothing where all of it is as it was."""
+    store, options = session.store, session.options
+    config = make_config(session, state)
     session.cache.touch(session.hits)
     session.trees.record(state.diff_ids)
     if options.outputs or options.annotations or options.rewrite_timestamp or options.attestations:

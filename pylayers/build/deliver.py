@@ -89,10 +89,10 @@ def read_delivery(options: BuildOptions) -> Request:
         check_place(output)
     annotations = parse_annotations(options.annotations)
     attestations = parse_attestations(options.attestations)
-    if attestations:
-        from pylayers.build.witness import check_attestable
+    if attestations or len(options.platforms) > 1:
+        from pylayers.build.witness import check_indexable
 
-        check_attestable(options, outputs)
+        check_indexable(outputs, "attestations" if attestations else "images of several platforms")
     indexed = bool(attestations) or len(options.platforms) > 1
     every = [*annotations, *(one for output in outputs for one in output.annotations)]
     if not indexed and any(one.target.startswith("index") for one in every):

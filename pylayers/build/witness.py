@@ -13,25 +13,22 @@ from pylayers.image.provenance import BuildRecord, Material, image_material, mak
 from pylayers.oci.platform import Platform
 
 if TYPE_CHECKING:
-    from pylayers.build.request import BuildOptions
     from pylayers.build.session import BuildSession
     from pylayers.build.state import StageState
 
 BUILDER_ID = ""  # as BuildKit's, where nobody names one
 
 
-def check_attestable(options: BuildOptions, outputs: tuple[Output, ...]) -> None:
-    """Refuse attestations of an image that stays in the store: their index cannot be kept there yet."""
-    if not parse_attestations(options.attestations):
-        return
+def check_indexable(outputs: tuple[Output, ...], what: str) -> None:
+    """Refuse what needs an index for an image that stays in the store: it cannot be kept there yet."""
     for output in outputs:
         if output.type not in TREES and (output.type not in ARCHIVES or output.destination is None):
             raise Unsupported(
-                "attestations cannot be kept in the store yet",
+                f"{what} cannot be kept in the store yet",
                 hint="write them to a file: --output type=oci,dest=image.tar (or docker, local, tar)",
             )
         if output.type == "docker":
-            raise Unsupported("docker's archives hold no attestations", hint="use --output type=oci,dest=image.tar")
+            raise Unsupported(f"docker's archives hold no {what}", hint="use --output type=oci,dest=image.tar")
 
 
 def make_predicates(session: BuildSession, state: StageState) -> tuple[Predicate, ...]:
