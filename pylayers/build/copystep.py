@@ -97,7 +97,7 @@ def input_name(tree: SourceTree) -> str:
 
 def name_options(session: BuildSession, instruction: df.Copy | df.Add) -> tuple[str, ...]:
     """Return what of a COPY's options enters its key; --link changes nothing here."""
-    options = [instruction.chown or "", instruction.chmod or "", getattr(instruction, "from_stage", None) or ""]
+    options = [instruction.chown or "", instruction.chmod or ""]
     if instruction.exclude or getattr(instruction, "parents", False):
         options += [f"--exclude={pattern}" for pattern in instruction.exclude]
         options += ["--parents"] * getattr(instruction, "parents", False)
