@@ -59,6 +59,7 @@ OWNERS: dict[str, tuple[set[str], bool]] = {
     "blake3": ({"store", "diff", "snapshot", "build", "transfer"}, False),
     "zstandard": ({"transfer"}, True),
     "isal": ({"transfer"}, True),
+    "httpx": ({"build"}, True),
 }
 
 MODULE_LINES = 450

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import zstandard
 
 from pylayers.diff.merge import merge_layers
 from pylayers.engine import Engine
-from pylayers.errors import IntegrityError, InvalidInput, PylayersError
+from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError
 from tests.e2e.build_case import BASE, Member, content, leftovers, make_tar, members, statuses, write
 
 DIR, LINK = {"type": tarfile.DIRTYPE}, {"type": tarfile.SYMTYPE}
@@ -129,3 +133,87 @@ def test_a_local_file_takes_no_checksum(engine: Engine, context: Path) -> None:
     write(context, {"Dockerfile": f"FROM base\nADD --checksum=sha256:{'0' * 64} a /made\n", "a": "a"})
     with pytest.raises(InvalidInput, match="checksum"):
         engine.build(context)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answer from `answers`: path → (status, headers, body); count the bodies that were sent."""
+
+    answers: ClassVar[dict[str, tuple[int, dict[str, str], bytes]]] = {}
+    sent: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        status, headers, body = self.answers.get(path, (404, {}, b""))
+        if headers.get("ETag", "") == self.headers.get("If-None-Match", "none"):
+            status, body = 304, b""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in headers and status != 304:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        if body:
+            self.sent.append(path)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def http() -> Iterator[str]:
+    Handler.answers.clear()
+    Handler.sent.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_is_a_file_and_unchanged_is_not_sent_again(engine: Engine, context: Path, http: str) -> None:
+    headers = {"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 1970 00:01:40 GMT"}
+    Handler.answers["/d/f.txt"] = (200, headers, b"hello")
+    write(context, {"Dockerfile": f"FROM base\nADD {http}/d/f.txt?q=1 /made/\n"})
+    result = engine.build(context)
+    member = members(engine, result)["made/f.txt"]
+    assert (member.mode, member.mtime, content(engine, result, "made/f.txt")) == (0o600, 100, b"hello")
+    assert statuses(engine.build(context))[-1] == "ADD cached"
+    assert Handler.sent == ["/d/f.txt"]
+    write(context, {"Dockerfile": f"FROM base\nADD {http}/d/f.txt?q=1 /other/\n"})
+    assert content(engine, engine.build(context), "other/f.txt") == b"hello"  # its bytes were needed again
+    Handler.answers["/d/f.txt"] = (200, {"ETag": '"2"'}, b"changed")
+    assert content(engine, engine.build(context), "other/f.txt") == b"changed"
+
+
+def test_a_downloaded_archive_is_unpacked_when_asked(engine: Engine, context: Path, http: str) -> None:
+    Handler.answers["/x.tgz"] = (200, {}, gzip.compress(make_tar((("a", b"1", {"uid": 4}),))))
+    write(context, {"Dockerfile": f"FROM base\nADD --unpack {http}/x.tgz /made\nADD {http}/x.tgz /kept\n"})
+    result = engine.build(context)
+    assert members(engine, result, -2)["made/a"].uid == 4
+    assert content(engine, result, "kept") == Handler.answers["/x.tgz"][2]
+
+
+def test_checksums_and_failures_of_downloads(engine: Engine, context: Path, http: str) -> None:
+    Handler.answers["/f"] = (200, {}, b"hello")
+    Handler.answers["/loop"] = (302, {"Location": "/loop"}, b"")
+    Handler.answers["/hop"] = (302, {"Location": "/f"}, b"")
+    Handler.answers["/short"] = (200, {"Content-Length": "100"}, b"hello")
+    Handler.answers["/down"] = (503, {}, b"")
+    digest = hashlib.sha256(b"hello").hexdigest()
+    for source, error, message in (
+        (f"--checksum=sha256:{digest} {http}/hop", None, ""),
+        (f"--checksum=sha256:{'0' * 64} {http}/f", IntegrityError, "digest mismatch"),
+        (f"{http}/nothing", NotFound, "404"),
+        (f"{http}/loop", InvalidInput, "10 redirects"),
+        (f"{http}/short", IntegrityError, "broke off"),
+        (f"{http}/down", PylayersError, "503"),
+        ("http://127.0.0.1:1/x", PylayersError, "refused"),
+    ):
+        write(context, {"Dockerfile": f"FROM base\nADD {source} /made\n"})
+        if error is None:
+            assert content(engine, engine.build(context), "made") == b"hello"
+            continue
+        with pytest.raises(error, match=message):
+            engine.build(context)
