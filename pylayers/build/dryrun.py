@@ -278,6 +278,8 @@ class Validator:
 
 def check_checksum(instruction: df.Add, checksum: str) -> None:
     """Refuse an ADD --checksum that is none, or of sources that have none."""
+    if ":" not in checksum and all(GIT.search(source) for source in instruction.sources):
+        return  # a commit, compared with what is fetched
     algorithm, _, digits = checksum.partition(":")
     if algorithm not in DIGEST_LENGTHS:
         raise InvalidInput("unsupported digest algorithm", hint="give it as sha256:HEX", span=instruction.span)

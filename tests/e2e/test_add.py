@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from pylayers.diff.merge import merge_layers
 from pylayers.engine import Engine
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError
 from tests.e2e.build_case import BASE, Member, content, leftovers, make_tar, members, statuses, write
+from tests.interop.buildkit.server import Servers
 
 DIR, LINK = {"type": tarfile.DIRTYPE}, {"type": tarfile.SYMTYPE}
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -217,3 +219,82 @@ def test_checksums_and_failures_of_downloads(engine: Engine, context: Path, http
             continue
         with pytest.raises(error, match=message):
             engine.build(context)
+
+
+def git(directory: Path, *arguments: str) -> None:
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always", *arguments],
+        cwd=directory, check=True, capture_output=True,
+        env={**os.environ, "GIT_COMMITTER_DATE": "@1500000000 +0000", "GIT_AUTHOR_DATE": "@1500000000 +0000"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A git daemon over a folder with the repository `r.git`: two branches, a tag, a folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with Servers(folder) as servers:
+        work = write(folder / "r.git", {"a": "one", "d/b": "two"})
+        git(work, "init", "-q", "-b", "main")
+        git(work, "add", ".")
+        git(work, "commit", "-q", "-m", "first")
+        git(work, "tag", "v1")
+        git(work, "checkout", "-q", "-b", "side")
+        write(work, {"a": "side"})
+        git(work, "commit", "-q", "-a", "-m", "second")
+        git(work, "checkout", "-q", "main")
+        yield f"{servers.git}/r.git", work
+
+
+def test_a_repository_is_added_without_its_git_folder(
+    engine: Engine, context: Path, served: tuple[str, Path]
+) -> None:
+    url, work = served
+    body = f"FROM base\nADD {url} /all\nADD {url}#side /side\nADD {url}#v1:d /sub\nADD {url}?branch=side&subdir=d /q\n"
+    write(context, {"Dockerfile": body})
+    result = engine.build(context)
+    names = paths(engine, result.diff_ids)
+    assert {"all/a", "all/d/b", "side/a", "sub/b", "q/b"} <= names
+    assert not any(".git" in name for name in names)
+    assert content(engine, result, "side/a", -3) == b"side"
+    assert members(engine, result, -4)["all/a"].mtime == 1_500_000_000
+    assert statuses(engine.build(context))[1:] == ["ADD cached"] * 4
+    write(work, {"a": "three"})
+    git(work, "commit", "-q", "-a", "-m", "third")
+    assert statuses(engine.build(context))[1] == "ADD built"
+
+
+def test_a_kept_git_folder_is_the_same_each_time(engine: Engine, context: Path, served: tuple[str, Path]) -> None:
+    write(context, {"Dockerfile": f"FROM base\nADD --keep-git-dir=true {served[0]} /all\n"})
+    first = engine.build(context)
+    assert {"all/.git/HEAD", "all/.git/index", "all/a"} <= paths(engine, first.diff_ids)
+    assert engine.build(context, no_cache=True).diff_ids == first.diff_ids
+
+
+def test_refusals_of_repositories(engine: Engine, context: Path, served: tuple[str, Path]) -> None:
+    url, work = served
+    commit = subprocess.run(["git", "rev-parse", "main"], cwd=work, capture_output=True, text=True).stdout.strip()
+    for source, error in (
+        (f"--checksum={commit} {url}", None),
+        (f"{url}#{commit}", None),
+        (f"--checksum={commit[::-1]} {url}", IntegrityError),
+        (f"{url}#nothing", NotFound),
+        (f"{url}#main:nothing", NotFound),
+        (f"{url}?what=1", InvalidInput),
+    ):
+        write(context, {"Dockerfile": f"FROM base\nADD {source} /made\n"})
+        if error is None:
+            engine.build(context)
+            continue
+        with pytest.raises(error):
+            engine.build(context)
+
+
+def test_without_git_the_error_says_so(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write(context, {"Dockerfile": "FROM base\nADD git://127.0.0.1:1/r.git /made\n"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PylayersError, match="needs the git command"):
+        engine.build(context)
