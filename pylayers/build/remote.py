@@ -58,6 +58,8 @@ def open_url(
 
     Raises NotFound, PermissionDenied, IntegrityError (checksum, broken off), InvalidInput, DownloadFailed.
     """
+    if checksum is not None and not checksum.startswith("sha256:"):
+        raise InvalidInput(f"{url}: only sha256 checksums are compared, not {checksum.partition(':')[0]}")
     name = name_from_url(url)
     known = recall(session, url)
     if known is None or checksum is None or checksum != f"sha256:{known.sha256}":
