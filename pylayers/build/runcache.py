@@ -91,14 +91,17 @@ def enter_cache(
         try:
             if making and not is_ready(place):
                 make_cache(place / DATA, mount, fill_from)
-            if is_ready(place):
-                if making and not alone:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if making and not alone:
+                # Not atomic: for a moment the lock is nobody's, and a prune may take the cache.
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if is_ready(place) and is_same(descriptor, place / LOCK):
                 return descriptor
+        except BlockingIOError:
+            pass
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # removed since it was looked at
+        os.close(descriptor)  # removed, or taken, since it was looked at
 
 
 def take_lock(place: Path, *, exclusive: bool, wait: Wait | None) -> int | None:

@@ -12,6 +12,7 @@ from pylayers.build.cache import CachedStep
 from pylayers.build.event import Step, StepOutput
 from pylayers.build.runlend import OpenedMount, lend
 from pylayers.build.runoption import isolate
+from pylayers.build.runsecret import SOCKET_VARIABLE
 from pylayers.build.runstep import SCRIPT_FOLDER, find_script
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
@@ -67,6 +68,8 @@ def execute(
     driver = session.open_driver()
     with ExitStack() as stack:
         lent = lend(session, opened, driver, stack)
+        if SOCKET_VARIABLE in environment:  # the Dockerfile's own word counts
+            lent.environment.pop(SOCKET_VARIABLE, None)
         process = Process(
             arguments=command,
             environment=tuple(f"{name}={value}" for name, value in {**environment, **lent.environment}.items()),
@@ -162,7 +165,7 @@ def lend_script(session: BuildSession, instruction: df.Run, stack: ExitStack) ->
     if script is None:
         return []
     path = session.store.scratch("script")
-    path.write_text(script.text, errors="surrogateescape")
+    path.write_bytes(script.text.encode(errors="surrogateescape"))
     stack.callback(path.unlink)
     path.chmod(0o755)
     return [ContainerMount(type="bind", source=str(path), target=f"{SCRIPT_FOLDER}/{script.name}", readonly=True)]

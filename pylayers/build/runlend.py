@@ -11,19 +11,19 @@ from pylayers.build.runcache import name_cache, open_cache
 from pylayers.build.runmount import RunMount, parse_mount
 from pylayers.build.runoption import read_agents, read_secrets
 from pylayers.build.runsecret import SOCKET_VARIABLE, lend_agent, lend_secret, make_memory, name_socket
-from pylayers.build.runsource import MountSource, mount_source, open_source
+from pylayers.build.runsource import MountSource, mount_beneath, mount_source, open_source
 from pylayers.build.session import BuildSession
-from pylayers.build.source import clean_source
 from pylayers.build.state import StageState
 from pylayers.container.isolation import ContainerMount
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.expand import expand_word
 from pylayers.errors import InvalidInput, PylayersError
-from pylayers.record import field, record
+from pylayers.record import field, record, replace
 
 if TYPE_CHECKING:
     from pylayers.snapshot.snapshotter import Snapshotter
 
+SHARING_ORDER = (runmount.LOCKED, runmount.PRIVATE, runmount.SHARED, "")
 
 
 @record
@@ -42,7 +42,9 @@ class Lent:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def open_mounts(session: BuildSession, state: StageState, instruction: df.Run) -> tuple[OpenedMount, ...]:
+def open_mounts(
+    session: BuildSession, state: StageState, instruction: df.Run, stage_index: int
+) -> tuple[OpenedMount, ...]:
     """Parse a RUN's mounts and open what they show. Raises InvalidInput, NotFound, with the instruction's place."""
     environment = state.environment()
 
@@ -54,7 +56,8 @@ def open_mounts(session: BuildSession, state: StageState, instruction: df.Run) -
         for text in instruction.mounts:
             mount = parse_mount(text, expand, state.config.working_dir or "/")
             shows = mount.type == runmount.BIND or (mount.type == runmount.CACHE and mount.from_name)
-            opened.append(OpenedMount(mount, open_source(session, state, mount, instruction.span) if shows else None))
+            source = open_source(session, state, mount, instruction.span, stage_index) if shows else None
+            opened.append(OpenedMount(mount, source))
     except PylayersError as error:
         error.span = error.span or instruction.span
         raise
@@ -64,15 +67,17 @@ def open_mounts(session: BuildSession, state: StageState, instruction: df.Run) -
 def key_inputs(opened: tuple[OpenedMount, ...]) -> list[tuple[str, bytes]]:
     """Return what of the mounts enters a key: their options, and the content that they show.
 
-    Neither a secret's value nor what a cache holds does.
+    Neither a secret's value nor what a cache holds does, nor which cache it is: as in BuildKit.
     """
     return [
-        (
-            " ".join(("--mount", *(f"{len(text)}:{text}" for text in one.mount.describe()))),
-            b"" if one.source is None else one.source.digest,
-        )
+        (" ".join(("--mount", *(f"{len(text)}:{text}" for text in shown(one.mount)))), digest_of_source(one))
         for one in opened
     ]
+
+
+def shown(mount: RunMount) -> tuple[str, ...]:
+    """Return what a key has of a mount."""
+    return (replace(mount, id="", sharing="") if mount.type == runmount.CACHE else mount).describe()
 
 
 def lend(
@@ -90,7 +95,11 @@ def lend(
         if mount.type == runmount.TMPFS:
             lent.mounts.append(
                 ContainerMount(
-                    type="tmpfs", target=mount.target, size_bytes=mount.size_bytes or None, restricted=False
+                    type="tmpfs",
+                    target=mount.target,
+                    readonly=mount.readonly,
+                    size_bytes=mount.size_bytes or None,
+                    restricted=False,
                 )
             )
         elif mount.type == runmount.BIND and one.source is not None:
@@ -98,9 +107,8 @@ def lend(
             lent.mounts.append(bind(mount, path))
         elif mount.type == runmount.CACHE:
             path = caches[number]
-            if mount.source and one.source is None:  # a folder of the cache itself
-                path = path / clean_source(mount.source)
-                path.mkdir(parents=True, exist_ok=True)
+            if mount.source and one.source is None:
+                path = mount_beneath(session, path, mount.source, stack)
             lent.mounts.append(bind(mount, path))
         elif mount.type == runmount.SECRET and memory is not None:
             mounts, environment = lend_secret(mount, read_secrets(session.options.secrets), memory, number)
@@ -121,7 +129,8 @@ def take_caches(
     wanted = [(number, one) for number, one in enumerate(opened) if one.mount.type == runmount.CACHE]
     names = {number: name_cache(one.mount, digest_of_source(one)) for number, one in wanted}
     taken: dict[str, Path] = {}
-    for number, one in sorted(wanted, key=lambda pair: names[pair[0]]):
+    # Of two mounts of one cache the stricter sharing counts, so it comes first.
+    for number, one in sorted(wanted, key=lambda pair: (names[pair[0]], SHARING_ORDER.index(pair[1].mount.sharing))):
         if names[number] not in taken:
             source = one.source
 

@@ -177,7 +177,7 @@ def read_host(given: str) -> str:
 def describe_options(options: BuildOptions) -> tuple[str, ...]:
     """Return what of the options a RUN can see, as text for its key."""
     isolation = apply_options(Isolation(), options)
-    hosts = tuple(f"host={host}" for host in isolation.extra_hosts)
+    hosts = tuple(f"host={host.partition(':')[0]}" for host in isolation.extra_hosts)  # their addresses may change
     limits = tuple(f"ulimit={limit.name}={limit.soft}:{limit.hard}" for limit in isolation.limits)
     shm = (f"shm={isolation.shm_size_bytes}",) if options.shm_size else ()
     return (*hosts, *limits, *shm)
@@ -186,6 +186,8 @@ def describe_options(options: BuildOptions) -> tuple[str, ...]:
 def name_options(options: BuildOptions, instruction: df.Run) -> tuple[str, ...]:
     """Return what of the options, and of a RUN's own, the command can see, as text for its key."""
     security = ("security=insecure",) if instruction.security == "insecure" else ()
+    if security:  # a step on record is none the less to be allowed
+        demand(options, INSECURE, "RUN --security=insecure", span=instruction.span)
     hostname = options.arguments.get(HOSTNAME_ARGUMENT)
     return (
         *describe_options(options),
@@ -203,7 +205,6 @@ def isolate(session: BuildSession, instruction: df.Run, network: str, expand: Ex
     hostname = options.arguments.get(HOSTNAME_ARGUMENT) or HOSTNAME
     isolation = apply_options(Isolation(network=network, hostname=hostname, sandboxed=True), options)
     if instruction.security == "insecure":
-        demand(options, INSECURE, "RUN --security=insecure", span=instruction.span)
         isolation = replace(isolation, privileged=True)
     devices = [parse_device(text, expand) for text in instruction.devices]
     lent = tuple(found for found in (find_device(options, one, instruction.span) for one in devices) if found)

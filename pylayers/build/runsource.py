@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pylayers._native import sysmount
 from pylayers.build.base import load_base, open_local_context
 from pylayers.build.cache import CachedStep
 from pylayers.build.cachekey import hash_fields
@@ -21,10 +23,13 @@ from pylayers.errors import Conflict, NotFound, SourceSpan
 from pylayers.image.unpack import unpack_layers
 from pylayers.record import record
 from pylayers.snapshot import mount as snapshot_mount
+from pylayers.store.entry import ENTRY_SIZE_BYTES
+from pylayers.volume.rootpath import open_beneath
 
 if TYPE_CHECKING:
     from pylayers.snapshot.snapshotter import Snapshotter
 
+MTIME_WORD = 6  # of 8 bytes
 FILE_NAME = "file"  # of a single file in the layer made of it
 
 
@@ -39,7 +44,7 @@ class MountSource:
 
 
 def open_source(
-    session: BuildSession, state: StageState, mount: RunMount, span: SourceSpan
+    session: BuildSession, state: StageState, mount: RunMount, span: SourceSpan, stage_index: int
 ) -> MountSource:
     """Open what a mount's `from` and `source` name. Raises NotFound, InvalidInput."""
     name = mount.from_name
@@ -50,7 +55,7 @@ def open_source(
     from pylayers.diff.merge import subtree_end
     from pylayers.diff.resolve import find_path
 
-    origin = find_origin(session, state, name, span)
+    origin = find_origin(session, state, name, span, stage_index)
     table = session.trees.merged(origin.diff_ids)
     found = find_path(table, os.fsencode(mount.source))
     if found.row is None:
@@ -71,9 +76,11 @@ def open_local_source(context: LocalSource, written: str, span: SourceSpan) -> M
     return MountSource(tree.digest(Ownership(0, 0)), place, tree=tree)
 
 
-def find_origin(session: BuildSession, state: StageState, name: str, span: SourceSpan) -> StageState:
-    """Return the stage of that name, else the image; a number is no stage here, as in BuildKit."""
-    found = [index for index, stage in session.stage_names.items() if stage == name and index in session.stages]
+def find_origin(
+    session: BuildSession, state: StageState, name: str, span: SourceSpan, stage_index: int
+) -> StageState:
+    """Return the latest stage of that name before this one, else the image; a number is no stage, as in BuildKit."""
+    found = [index for index, stage in session.stage_names.items() if stage == name.lower() and index < stage_index]
     return session.stages[max(found)] if found else load_base(session, name, state.platform, span)
 
 
@@ -85,15 +92,17 @@ def make_layer(session: BuildSession, source: MountSource) -> str:
     tree = source.tree
     if tree is None:
         raise NotFound("a mount's source has neither layers nor a tree")
-    key = hash_fields("mount", (source.digest, source.path.encode()))
-    known = session.reuse(key)
-    if known is not None and known.diff_id is not None:
-        return known.diff_id
     layout = Layout(session.trees.merged(()), Ownership(0, 0), session.epoch_s)
     if not tree.is_directory:
         tree.name = FILE_NAME
     place_tree(layout, tree, Destination("", as_directory=True))
     rows = layout.rows()
+    # Times are no part of the RUN's key, but a RUN that is performed sees them.
+    times = memoryview(rows.records).cast("q")[MTIME_WORD :: ENTRY_SIZE_BYTES // 8].tobytes()
+    key = hash_fields("mount", (source.digest, source.path.encode(), times))
+    known = session.reuse(key)
+    if known is not None and known.diff_id is not None:
+        return known.diff_id
     layer = write_layer(session.store, rows.records, rows.heap, rows.sources)
     rows.give_back_hashes()
     session.cache.record(key, "", "mount", "", CachedStep(layer.diff_id, layer.size_bytes))
@@ -125,6 +134,33 @@ def mount_layers(
     stack.callback(place.rmdir)
     snapshot_mount.mount(mounts, place)
     stack.callback(unmount, place)
+    return place
+
+
+def mount_beneath(session: BuildSession, root: Path, path: str, stack: ExitStack) -> Path:
+    """Mount a path of a folder that commands write into, at a place of our own, until the stack is closed.
+
+    No symlink in it leads out of the folder, and none that comes in later does: what is mounted is what was opened.
+    """
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = open_beneath(root_fd, path, os.O_PATH)
+    except OSError as error:
+        raise NotFound(f"{path!r} not found in the cache", hint="an earlier RUN has to make it") from error
+    finally:
+        os.close(root_fd)
+    try:
+        place = session.store.scratch("mount")
+        if stat.S_ISDIR(os.fstat(found).st_mode):
+            place.mkdir(mode=0o700)
+            stack.callback(place.rmdir)
+        else:
+            place.touch(mode=0o600)
+            stack.callback(place.unlink)
+        sysmount.mount(b"/proc/self/fd/%d" % found, os.fsencode(place), b"", sysmount.MS_BIND)
+        stack.callback(unmount, place)
+    finally:
+        os.close(found)
     return place
 
 

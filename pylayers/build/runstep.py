@@ -28,15 +28,12 @@ HOSTNAME_ARGUMENT = "BUILDKIT_SANDBOX_HOSTNAME"
 
 
 def run_command(
-    session: BuildSession, state: StageState, instruction: df.Run, step: Step
+    session: BuildSession, state: StageState, instruction: df.Run, step: Step, stage_index: int
 ) -> tuple[CachedStep, StepStatus]:
     """Perform a RUN, from the cache where its key is known."""
     command = read_command(state, instruction)
     environment = command_environment(session, state)
-    declared = state.environment()
-    keyed = [
-        f"{name}={value}" for name, value in environment.items() if name in declared or name not in UNKEYED_ARGUMENTS
-    ]
+    keyed = [f"{name}={value}" for name, value in declared_environment(state).items()]
     network = choose_network(session, instruction)
     options: tuple[str, ...] = (network,)
     inputs: list[tuple[str, bytes]] = []
@@ -44,7 +41,7 @@ def run_command(
     if instruction.mounts:
         from pylayers.build.runlend import key_inputs, open_mounts
 
-        mounts = open_mounts(session, state, instruction)
+        mounts = open_mounts(session, state, instruction, stage_index)
         inputs = key_inputs(mounts)
     given = session.options
     lent = given.add_hosts or given.ulimits or given.shm_size or HOSTNAME_ARGUMENT in given.arguments
@@ -105,10 +102,16 @@ def find_script(instruction: df.Run) -> Heredoc | None:
 
 
 def command_environment(session: BuildSession, state: StageState) -> dict[str, str]:
-    """Return what a RUN sees: PATH, the proxies given to the build, ARGs in scope and ENV over them."""
+    """Return what a RUN sees: PATH, ARGs in scope, ENV, and over all the build's proxies in both spellings."""
+    given = {key: value for key, value in session.options.arguments.items() if key in UNKEYED_ARGUMENTS}
+    proxies = {**{key.upper(): value for key, value in given.items()}, **{k.lower(): v for k, v in given.items()}}
+    return {**declared_environment(state), **proxies, **given}
+
+
+def declared_environment(state: StageState) -> dict[str, str]:
+    """Return what of a RUN's environment the Dockerfile declares."""
     name, _, value = DEFAULT_PATH.partition("=")
-    proxies = {key: given for key, given in session.options.arguments.items() if key in UNKEYED_ARGUMENTS}
-    return {name: value, **proxies, **state.environment()}
+    return {name: value, **state.environment()}
 
 
 def choose_network(session: BuildSession, instruction: df.Run) -> str:

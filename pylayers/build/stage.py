@@ -96,7 +96,7 @@ class StageBuilder:
             found, status = copy_trees(self.session, state, instruction, self.planned.stage.index)
             return self.layered(state, found, status, describe(state, instruction))
         if isinstance(instruction, df.Run):
-            found, status = run_command(self.session, state, instruction, step)
+            found, status = run_command(self.session, state, instruction, step, self.planned.stage.index)
             return self.layered(state, found, status, describe(state, instruction))
         if isinstance(instruction, df.Workdir):
             return self.change_directory(state, instruction)

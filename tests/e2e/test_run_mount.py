@@ -416,3 +416,52 @@ def test_bad_options_are_told_before_anything_runs(
 ) -> None:
     with pytest.raises(PylayersError, match=message):
         build(engine, context, "RUN true", **options)
+
+
+def test_a_cache_leads_nowhere_else(engine: Engine, context: Path, tmp_path: Path) -> None:
+    """What a command puts into a cache must not lead a later mount to the host's files."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    mount = "--mount=type=cache,id=c"
+    links = f"ln -s {outside} /c/out && ln -s ../.. /c/up && touch /c/f"
+    build(engine, context, f"RUN {mount},target=/c mkdir /c/own && {links}")
+    for source in ("out", "missing", "out/x"):
+        with pytest.raises(NotFound, match="not found in the cache"):
+            build(engine, context, f"RUN {mount},source={source},target=/h touch /h/{source.replace('/', '')}")
+    assert build(engine, context, f"RUN {mount},source=up,target=/h ls /h | tr '\\n' ' '")[1] == "f out own up "
+    assert build(engine, context, f"RUN {mount},source=own,target=/h touch /h/made; ls /h")[1] == "made\n"
+    assert list(outside.iterdir()) == []
+
+
+def test_names_of_stages_and_what_a_key_leaves_out(engine: Engine, context: Path) -> None:
+    (context / "Dockerfile").write_text(
+        "FROM busybox AS One\nRUN echo first > /f\nFROM busybox\n"
+        "RUN --mount=from=ONE,source=/f,target=/f cat /f\n"
+    )
+    engine.build(context)
+    text = "RUN --mount=type=cache,id={},target=/c true"
+    build(engine, context, text.format("a"))
+    assert statuses(build(engine, context, text.format("b"))[0])[1] == "RUN cached"
+    build(engine, context, "RUN true with hosts", add_hosts=["db:10.0.0.1"])
+    assert statuses(build(engine, context, "RUN true with hosts", add_hosts=["db:10.0.0.2"])[0])[1] == "RUN cached"
+    build(engine, context, "RUN --security=insecure true", allow=["security.insecure"])
+    with pytest.raises(Unsupported, match="not allowed"):
+        build(engine, context, "RUN --security=insecure true")
+
+
+def test_what_the_dockerfile_says_counts(engine: Engine, context: Path) -> None:
+    with pytest.raises(BuildError):
+        build(engine, context, "RUN --mount=type=tmpfs,target=/t,ro touch /t/x")
+    text = "ENV SSH_AUTH_SOCK=/mine\nRUN --mount=type=ssh echo $SSH_AUTH_SOCK"
+    assert build(engine, context, text)[1] == "/mine\n"
+    text = "ENV HTTP_PROXY=http://mine\nRUN echo $HTTP_PROXY $http_proxy"
+    assert build(engine, context, text, arguments={"HTTP_PROXY": "http://one"})[1] == "http://one http://one\n"
+
+
+def test_a_bind_has_the_times_of_now(engine: Engine, context: Path) -> None:
+    text = "RUN --mount=source=d,target=/in stat -c %Y /in/file"
+    assert build(engine, context, text)[1] == "1600000000\n"
+    os.utime(context / "d" / "file", (1_700_000_000, 1_700_000_000))
+    assert statuses(build(engine, context, text)[0])[1] == "RUN cached"
+    assert build(engine, context, text, no_cache=True)[1] == "1700000000\n"
+    assert build(engine, context, text.replace("stat", "true; stat"))[1] == "1700000000\n"

@@ -83,7 +83,7 @@ def test_hosts_limits_and_sizes_are_described_for_the_key() -> None:
     with pytest.raises(InvalidInput):
         read_host("a.b")
     options = BuildOptions(Path(), add_hosts=("a=1.2.3.4",), shm_size="12m", ulimits=("nofile=1:2", "core=0"))
-    assert describe_options(options) == ("host=a:1.2.3.4", "ulimit=core=0:0", "ulimit=nofile=1:2", "shm=12582912")
+    assert describe_options(options) == ("host=a", "ulimit=core=0:0", "ulimit=nofile=1:2", "shm=12582912")
     assert describe_options(BuildOptions(Path())) == ()
 
 
