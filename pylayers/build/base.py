@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pylayers.build.event import BuildWarning
 from pylayers.build.plan import PlannedStage, parse_triggers
 from pylayers.build.session import BuildSession
-from pylayers.build.source import LocalSource
+from pylayers.build.source.local import LocalSource
 from pylayers.build.state import StageState
 from pylayers.errors import InvalidInput, NotFound, SourceSpan, Unsupported
 from pylayers.image.view import Image, load_image, resolve_reference
@@ -61,7 +61,7 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
         return StageState(platform, config=RunConfig(env=(DEFAULT_PATH,), working_dir="/"))
     wanted = name
     if session.options.contexts:
-        from pylayers.build.namedcontext import context_key, load_context
+        from pylayers.build.source.context import context_key, load_context
 
         given = {context_key(key): place for key, place in session.options.contexts.items()}.get(context_key(name))
         if given is not None and not given.startswith(IMAGE_CONTEXT):
@@ -151,7 +151,7 @@ def open_local_context(session: BuildSession, name: str) -> LocalSource | None:
     """Return a named context that is a directory, or None."""
     if not session.contexts:
         return None
-    from pylayers.build.namedcontext import context_key
+    from pylayers.build.source.context import context_key
 
     return session.contexts.get(context_key(name))
 
@@ -160,6 +160,6 @@ def open_contexts(given: dict[str, str], cache_of: LocalSource) -> dict[str, Loc
     """Open the named contexts. Raises NotFound for one that doesn't exist."""
     if not given:
         return {}
-    from pylayers.build import namedcontext
+    from pylayers.build.source import context as namedcontext
 
     return namedcontext.open_contexts(given, cache_of)

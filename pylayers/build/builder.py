@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pylayers.build.ahead import LEAST_ROWS, note
 from pylayers.build.base import open_contexts, read_base_triggers
-from pylayers.build.cache import BuildCache, LocalCache
+from pylayers.build.cache.step import BuildCache, LocalCache
 from pylayers.build.check import warn_build
 from pylayers.build.event import BuildFinished, BuildResult, BuildWarning, Subscriber
 from pylayers.build.plan import Plan, PlannedStage, make_plan
 from pylayers.build.request import BuildOptions
-from pylayers.build.runstep import UNKEYED_ARGUMENTS
+from pylayers.build.run.step import UNKEYED_ARGUMENTS
 from pylayers.build.session import BuildSession, Cancelled
-from pylayers.build.source import LocalSource
+from pylayers.build.source.ahead import LEAST_ROWS, note
+from pylayers.build.source.local import LocalSource
 from pylayers.build.stage import StageBuilder, timestamp
 from pylayers.build.state import StageState, Trees
 from pylayers.dockerfile import ignore
@@ -69,11 +69,11 @@ def build(
     """
     started = time.perf_counter()
     if options.secrets or options.ssh or options.add_hosts or options.shm_size or options.ulimits or options.allow:
-        from pylayers.build.runoption import check_options
+        from pylayers.build.run.option import check_options
 
         check_options(options)
     if options.outputs or options.annotations or options.attestations or len(options.platforms) > 1:
-        from pylayers.build.deliver import read_delivery
+        from pylayers.build.output.deliver import read_delivery
 
         read_delivery(options)  # what is wrong with it is told before anything is built
     references = [Reference.parse(name).with_default_tag() for name in options.references]
@@ -137,7 +137,7 @@ def open_cache(store: Store, options: BuildOptions, given: BuildCache | None) ->
     cache = given or LocalCache(store)
     if not options.explain:
         return cache
-    from pylayers.build.explain import WatchedCache
+    from pylayers.build.cache.explain import WatchedCache
 
     return WatchedCache(cache, store)
 
@@ -328,8 +328,8 @@ def finish(session: BuildSession, state: StageState, references: list[Reference]
     session.cache.touch(session.hits)
     session.trees.record(state.diff_ids)
     if options.outputs or options.annotations or options.rewrite_timestamp or options.attestations:
-        from pylayers.build.deliver import BuiltImage, deliver
-        from pylayers.build.witness import make_predicates
+        from pylayers.build.output.deliver import BuiltImage, deliver
+        from pylayers.build.output.witness import make_predicates
 
         predicates = make_predicates(session, state) if options.attestations else ()
         built = BuiltImage(config, state.base_count, predicates)

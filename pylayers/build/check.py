@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pylayers.build.cache import CachedStep
-from pylayers.build.cachekey import hash_fields, pack_texts
+from pylayers.build.cache.key import hash_fields, pack_texts
+from pylayers.build.cache.step import CachedStep
 from pylayers.build.event import BuildWarning
 from pylayers.dockerfile.instructions import Dockerfile
 from pylayers.errors import BuildError, InvalidInput, PylayersError, SourceSpan
@@ -140,7 +140,7 @@ class ImageLoader:
             return StageState(platform)
         wanted = name
         if self._contexts:
-            from pylayers.build.namedcontext import context_key
+            from pylayers.build.source.context import context_key
 
             given = {context_key(key): place for key, place in self._contexts.items()}.get(context_key(name), wanted)
             if given is not wanted and not given.startswith(IMAGE_CONTEXT):

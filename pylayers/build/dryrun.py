@@ -251,7 +251,7 @@ class Validator:
     def _validate_run(self, instruction: df.Run, lookup: Lookup, unmatched: list[str]) -> None:
         if not instruction.mounts:
             return
-        from pylayers.build.runmount import parse_mount
+        from pylayers.build.run.mount import parse_mount
 
         def expand(value: str) -> str:
             return instruction.expand_one(value, lookup, unmatched=unmatched)
@@ -262,7 +262,7 @@ class Validator:
 
     def _validate_transfer(self, instruction: df.Copy | df.Add) -> None:
         if instruction.chmod:
-            from pylayers.build.filemode import read_mode
+            from pylayers.build.copy.filemode import read_mode
 
             read_mode(instruction.chmod)
         if isinstance(instruction, df.Add) and instruction.checksum:

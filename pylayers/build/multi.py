@@ -6,11 +6,11 @@ import time
 from contextlib import ExitStack
 
 from pylayers.build.builder import Request, build_stages, make_config
-from pylayers.build.deliver import BuiltImage, deliver
 from pylayers.build.emulation import check_platforms
 from pylayers.build.event import BuildFinished, BuildResult
+from pylayers.build.output.deliver import BuiltImage, deliver
+from pylayers.build.output.witness import make_predicates
 from pylayers.build.request import BuildOptions
-from pylayers.build.witness import make_predicates
 from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
 from pylayers.record import replace

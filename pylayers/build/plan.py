@@ -301,7 +301,7 @@ def source_names(instruction: Instruction) -> list[str]:
             )  # fmt: skip
         return [instruction.from_stage]
     if isinstance(instruction, Run) and any("from=" in mount.lower() for mount in instruction.mounts):
-        from pylayers.build import runmount
+        from pylayers.build.run import mount as runmount
 
         return runmount.source_names(instruction.mounts, instruction.span)
     return []

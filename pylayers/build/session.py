@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pylayers.build.cache import BuildCache, CachedStep
+from pylayers.build.cache.step import BuildCache, CachedStep
 from pylayers.build.event import BuildWarning, Event, StepFinished, Subscriber
 from pylayers.build.request import BuildOptions
-from pylayers.build.source import LocalSource
+from pylayers.build.source.local import LocalSource
 from pylayers.build.state import StageState, Trees
 from pylayers.errors import Conflict
 from pylayers.oci.chain import chain_id

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pylayers.build.base import resolve_base
-from pylayers.build.cache import CachedStep
-from pylayers.build.cachekey import configure_key, workdir_key
+from pylayers.build.cache.key import configure_key, workdir_key
+from pylayers.build.cache.step import CachedStep
 from pylayers.build.configure import configure, write_history
-from pylayers.build.copystep import copy_trees, make_directory
+from pylayers.build.copy.step import copy_trees, make_directory
 from pylayers.build.event import BuildWarning, Step, StepFinished, StepStarted, StepStatus
 from pylayers.build.plan import PlannedStage
-from pylayers.build.runstep import run_command
+from pylayers.build.run.step import run_command
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
 from pylayers.build.words import describe
@@ -22,7 +22,7 @@ from pylayers.errors import InvalidInput
 from pylayers.record import record, replace
 
 if TYPE_CHECKING:
-    from pylayers.build.explain import Explainer
+    from pylayers.build.cache.explain import Explainer
 
 
 @record
@@ -120,7 +120,7 @@ class StageBuilder:
         status = StepStatus.CACHED
         if found is None:
             status = StepStatus.BUILT
-            from pylayers.build.fact import workdir_facts
+            from pylayers.build.cache.fact import workdir_facts
 
             found = make_directory(self.session, state, path, instruction.span)
             facts = workdir_facts(self.session, state, instruction, path, state.config.user)
@@ -141,7 +141,7 @@ class StageBuilder:
         status = StepStatus.CACHED
         if self.session.reuse(key) is None:
             status = StepStatus.BUILT
-            from pylayers.build.fact import configure_facts
+            from pylayers.build.cache.fact import configure_facts
 
             facts = configure_facts(self.session, state, instruction, changed.config.to_json() + scope)
             made = CachedStep(None, 0, inputs=facts)
@@ -161,7 +161,7 @@ class StageBuilder:
 
 def open_explainer(session: BuildSession) -> Explainer:
     """Return what explains a stage's steps."""
-    from pylayers.build.explain import Explainer
+    from pylayers.build.cache.explain import Explainer
 
     return Explainer(session)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pylayers.build.configure import command_line, read_healthcheck, read_ports, read_range
-from pylayers.build.runstep import SCRIPT_FOLDER, find_script, is_lone
+from pylayers.build.run.step import SCRIPT_FOLDER, find_script, is_lone
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.dockerfile.text import escape_unprintable, quote_whole, show_duration

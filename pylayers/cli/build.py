@@ -37,7 +37,7 @@ def build(
     CONTEXT is a directory, a Dockerfile (its directory is the context then), or - for a Dockerfile on stdin.
     """
     if not given["no_cache"]:
-        from pylayers.build.ahead import begin
+        from pylayers.build.source.ahead import begin
 
         begin(session.root, context, dockerfile)  # before the imports that it is to run beside
     from pylayers.cli.progress import open_progress
@@ -91,7 +91,7 @@ def read_short(kind: str, value: str | None) -> tuple[str, ...]:
     """Return what --sbom or --provenance stands for; nothing where it wasn't given, or is off."""
     if value is None:
         return ()
-    from pylayers.build.attest import expand_short
+    from pylayers.build.output.attest import expand_short
 
     return (expand_short(kind, value),)
 

@@ -151,7 +151,7 @@ class SystemActions:
 
     def _cache_usage(self, snapshots: dict[str, int]) -> UsageRow:
         """Count steps, their layers and snapshots that no image has, and cache mounts."""
-        from pylayers.build.runcache import walk_caches
+        from pylayers.build.run.cache import walk_caches
 
         store = self._engine.store
         steps = list(store.metadata.steps.walk())
@@ -167,7 +167,7 @@ class SystemActions:
 
     def prune(self, *, everything: bool = False, volumes: bool = False) -> PruneResult:
         """Remove stopped containers, unused images and the build cache; volumes=True: anonymous volumes as well."""
-        from pylayers.build.runcache import prune_caches
+        from pylayers.build.run.cache import prune_caches
 
         engine = self._engine
         container_bytes = self._container_usage().reclaimable_bytes

@@ -12,7 +12,7 @@ __all__ = ["Layer", "Store"]
 
 
 def __getattr__(name: str) -> type:
-    """Import what is asked for: a part of the store can be used before the whole of it is loaded (build/ahead.py)."""
+    """Import what is asked for: a part of the store is used before all of it is loaded (see build/source/ahead)."""
     if name == "Store":
         from pylayers.store.store import Store
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pylayers.build import ahead
+from pylayers.build.source import ahead
 from pylayers.engine import Engine
 from pylayers.store.statcache import StatCache
 from tests.e2e.build_case import content, open_with_base, statuses

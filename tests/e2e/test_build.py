@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from pylayers.engine import Engine
-from pylayers.errors import IntegrityError, InvalidInput, NotFound, Unsupported
+from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from tests.e2e.build_case import BASE, content, leftovers, make_tar, members, open_with_base, settle, statuses, write
 
 
@@ -313,14 +313,6 @@ def test_ignore_rules(engine: Engine, context: Path) -> None:
     write(context, {"Dockerfile": "FROM base\nCOPY keep/y /c/\n"})
     with pytest.raises(NotFound, match=r"dockerignore|not found"):
         engine.build(context)
-
-
-def test_an_archive_is_not_added_silently(engine: Engine, context: Path) -> None:
-    write(context, {"x.tgz": gzip.compress(make_tar()), "broken.gz": gzip.compress(b"1" * 999)[:-20] + b"x" * 12,
-                    "Dockerfile": "FROM base\nADD x.tgz /\n", "Plain": "FROM base\nADD broken.gz /\nADD Plain /\n"})  # fmt: skip  # noqa: E501
-    with pytest.raises(Unsupported, match="archive"):
-        engine.build(context)
-    assert "broken.gz" in members(engine, engine.build(context / "Plain"), 1)
 
 
 def test_an_image_id_is_a_base(engine: Engine, context: Path) -> None:

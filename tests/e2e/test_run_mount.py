@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pylayers.build.event import BuildResult, StepOutput
-from pylayers.build.runcache import FOLDER, prune_caches, walk_caches
+from pylayers.build.run.cache import FOLDER, prune_caches, walk_caches
 from pylayers.engine import Engine
 from pylayers.errors import BuildError, InvalidInput, NotFound, PylayersError, Unsupported
 from tests.e2e.build_case import content, leftovers, members, open_with_busybox, settle, statuses
@@ -259,8 +259,8 @@ def test_an_agent_is_reached_through_a_socket(
 
 
 def test_a_forward_passes_both_ways_and_ends(tmp_path: Path) -> None:
-    from pylayers.build.runmount import RunMount
-    from pylayers.build.runsecret import Forward
+    from pylayers.build.run.mount import RunMount
+    from pylayers.build.run.secret import Forward
 
     long_name = tmp_path / ("x" * 120)
     long_name.mkdir()

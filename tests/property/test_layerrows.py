@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylayers.build.layerrows import Graft, LayerRows, join
-from pylayers.build.source import GraftedRows
+from pylayers.build.copy.rows import Graft, LayerRows, join
+from pylayers.build.source.local import GraftedRows
 from pylayers.store.entry import FLAG_HARDLINK, SOURCE_HEAP, SOURCE_STRUCT, Entry, EntryTable, TableBuilder, path_key
 
 NAMES = [b"a", b"b", b"b-", b"c", b"\xff"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylayers._native import tardiff
-from pylayers.build.split import cut, divide, list_units, take
+from pylayers.build.copy.split import cut, divide, list_units, take
 from pylayers.store.entry import (
     FLAG_HARDLINK,
     FLAG_HASHED,

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from pylayers.build.destination import place_destination, resolve_path
+from pylayers.build.copy.destination import place_destination, resolve_path
 from pylayers.errors import InvalidInput
 
 TREE = {

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from pylayers.build.filemode import change_mode, read_mode
+from pylayers.build.copy.filemode import change_mode, read_mode
 from pylayers.errors import InvalidInput
 
 BEFORE = (0o100640, 0o104755, 0o101755, 0o040750, 0o043700)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pylayers.build.pathfilter import make_filter, split_pivot
+from pylayers.build.source.pathfilter import make_filter, split_pivot
 from pylayers.errors import InvalidInput
 
 FILES = ("a.md", "b.txt", "sub/a.md", "sub/c.txt", "sub/deep/a.md", "node_modules/q/z")

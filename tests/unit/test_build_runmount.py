@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pylayers.build.runmount import RunMount, parse_device, parse_mount, source_names, split_fields
+from pylayers.build.run.mount import RunMount, parse_device, parse_mount, source_names, split_fields
 from pylayers.errors import InvalidInput, SourceSpan
 
 SPAN = SourceSpan("Dockerfile", 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pylayers.build.request import BuildOptions
-from pylayers.build.runoption import (
+from pylayers.build.run.option import (
     SECRET_LIMIT_BYTES,
     Agent,
     Secret,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pylayers.build.gitsource import GitAddress, parse_git
-from pylayers.build.remote import name_from_url, read_time
+from pylayers.build.source.git import GitAddress, parse_git
+from pylayers.build.source.remote import name_from_url, read_time
 from pylayers.errors import InvalidInput
 
 
