@@ -51,6 +51,7 @@ class Builder:
         def fill(text: str) -> str:
             return PLACE.sub(lambda match: places[match[1]], text)
 
+        shutil.rmtree(directory, ignore_errors=True)  # the other engine's, or an earlier build's
         make_context(case, directory, fill)
         try:
             for image in case.images():

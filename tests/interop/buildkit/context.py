@@ -111,7 +111,10 @@ def make_archive(section: Section, mtime_s: int) -> bytes:
                                "fifo": tarfile.FIFOTYPE}[kind]  # fmt: skip
                 member.linkname = text[0] if text else ""
             tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
+    made = bytearray(stream.getvalue())
+    if compression == "gz":
+        made[4:8] = bytes(4)  # the time of compressing: each engine's archive is to be the same
+    return bytes(made)
 
 
 def make_repository(section: Section, path: Path) -> None:
