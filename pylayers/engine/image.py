@@ -265,6 +265,7 @@ def state_of(image: Image) -> StageState:
 def apply_changes(state: StageState, changes: Sequence[str]) -> StageState:
     """Apply --change instructions to a configuration. Raises InvalidInput for one that isn't allowed there."""
     from pylayers.build.configure import configure
+    from pylayers.build.stage import join_path
     from pylayers.dockerfile.parse import parse_instruction
 
     for number, text in enumerate(changes, 1):
@@ -275,7 +276,8 @@ def apply_changes(state: StageState, changes: Sequence[str]) -> StageState:
             )
         expanded = instruction.expand(state.environment())
         if instruction.name == "WORKDIR":
-            state = replace(state, config=replace(state.config, working_dir=getattr(expanded, "path", "/")))
+            path = join_path(state.config.working_dir or "/", getattr(expanded, "path", "/"))
+            state = replace(state, config=replace(state.config, working_dir=path))
         else:
             state = configure(state, expanded, {}, {})
     return state

@@ -39,6 +39,10 @@ def ubuntu(cli: Cli) -> Cli:
 def test_import_from_file_and_stdin(cli: Cli) -> None:
     first = cli("import", "rootfs.tar", "ubuntu", "-c", "ENV A=b", "-m", "hello").stdout
     assert ID.fullmatch(first)
+    changed = cli("import", "rootfs.tar", "changed", "-c", "WORKDIR /a", "-c", "WORKDIR b/../c").stdout
+    assert ID.fullmatch(changed)
+    assert json.loads(cli("inspect", "changed").stdout)[0]["Config"]["WorkingDir"] == "/a/c"
+    cli("rmi", "changed")
     piped = cli("import", "-c", "ENV A=b", "-", "piped:1", input=gzip.compress(small_tar())).stdout
     assert ID.fullmatch(piped)
     assert cli.lines("images", "--format", "{{.Repository}}:{{.Tag}}") == ["piped:1", "ubuntu:latest"]
