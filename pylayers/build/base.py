@@ -71,7 +71,7 @@ def load_base(session: BuildSession, name: str, platform: Platform, span: Source
         raise Unsupported(
             f"--pull: {wanted} cannot be looked for in a registry yet", span=span, hint="build without --pull"
         )
-    digest = find_image(session.store, wanted, span, session.stage_names.values(), session.emit)
+    digest = find_image(session.store, wanted, span, session.stage_names.values(), session.emit, platform)
     session.hold("blob", digest)
     image = load_fitting(session.store, digest, wanted, platform, span)
     session.materials.append((wanted, str(platform), digest))
@@ -99,9 +99,10 @@ def find_image(
     span: SourceSpan,
     stage_names: Iterable[str | None],
     emit: Callable[[BuildWarning], None],
+    platform: Platform | None = None,
 ) -> str:
-    """Return the digest of an image in the store. Raises NotFound."""
-    digest = resolve_reference(store, read_name(store, wanted, span, emit))
+    """Return the digest of an image in the store, of an index the one for the platform. Raises NotFound."""
+    digest = resolve_reference(store, read_name(store, wanted, span, emit), platform)
     if digest is None:
         # A name wins over an id; a short one is rather a name that is missing.
         by_id = store.metadata.images.find(wanted) if len(wanted) >= ID_DIGITS else None

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
-from pylayers.image.view import Image, find_image, load_image
+from pylayers.image.view import Image, find_image, list_names, load_image, read_children
 from pylayers.oci.config import ImageConfig, RunConfig
 from pylayers.oci.reference import Reference
 from pylayers.record import replace
@@ -105,10 +105,10 @@ class ImageActions:
 
     def list(self) -> Sequence[Image]:
         """Return every image, newest first."""
-        metadata = self._engine.store.metadata
+        store = self._engine.store
+        names = list_names(store)
         return [
-            load_image(self._engine.store, record.digest, tuple(metadata.references.names(record.digest)))
-            for record in metadata.images.walk()
+            load_image(store, record.digest, names.get(record.digest, ())) for record in store.metadata.images.walk()
         ]
 
     def history(self, name: str) -> Sequence[HistoryLine]:
@@ -124,9 +124,12 @@ class ImageActions:
         return lines[::-1]
 
     def tag(self, name: str, reference: str) -> None:
-        """Give an image another name."""
+        """Give an image, or an index where the name is one's, another name."""
         image = self.get(name)
-        self._engine.store.metadata.references.set(str(Reference.parse(reference).with_default_tag()), image.digest)
+        references = self._engine.store.metadata.references
+        full = self._named(name, image)
+        target = references.get(full) if full is not None else None
+        references.set(str(Reference.parse(reference).with_default_tag()), target or image.digest)
 
     def remove(self, names: Sequence[str], *, force: bool = False) -> Removal:
         """Remove names, and each image whose last name goes, as docker's rmi does.
@@ -160,11 +163,20 @@ class ImageActions:
                 f"unable to remove {name}: container {users[0].id[:12]} is using it",
                 hint=f"remove the container first: pylayers rm {users[0].name}",
             )
+        targets = {references.get(reference) for reference in image.references} - {None, image.digest}
         for reference in image.references:
             references.delete(reference)
             untagged.append(reference)
-        self._engine.store.metadata.images.delete(image.digest)
-        deleted.append(image.digest)
+        # With an index go all its images that have no other name and no container.
+        siblings = [child.digest for target in targets for child in read_children(self._engine.store, target or "")]
+        names = list_names(self._engine.store)
+        for digest in dict.fromkeys((image.digest, *siblings)):
+            known = self._engine.store.metadata.images.get(digest) is not None
+            if digest == image.digest or (
+                known and digest not in names and not self._engine.containers.using_image(digest)
+            ):
+                self._engine.store.metadata.images.delete(digest)
+                deleted.append(digest)
 
     def _named(self, name: str, image: Image) -> str | None:
         try:
@@ -178,11 +190,14 @@ class ImageActions:
         deleted: Names = []
         untagged: Names = []
         metadata = self._engine.store.metadata
+        names = list_names(self._engine.store)
         for record in list(metadata.images.walk()):
-            if (record.dangling or everything) and not self._engine.containers.using_image(record.digest):
-                for reference in metadata.references.names(record.digest):
-                    metadata.references.delete(reference)
-                    untagged.append(reference)
+            named = names.get(record.digest, ())
+            if (everything or not named) and not self._engine.containers.using_image(record.digest):
+                for reference in named:
+                    if metadata.references.get(reference) is not None:  # an index's other image may have been first
+                        metadata.references.delete(reference)
+                        untagged.append(reference)
                 metadata.images.delete(record.digest)
                 deleted.append(record.digest)
         return Removal(tuple(untagged), tuple(deleted), self._engine.collect())

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pylayers.build.output.attest import parse_attestations
-from pylayers.build.output.option import ARCHIVES, TREES, Output
+from pylayers.build.output.option import Output
 from pylayers.errors import Unsupported
 from pylayers.image.attestation import Predicate
 from pylayers.image.provenance import BuildRecord, Material, image_material, make_provenance
@@ -20,14 +20,9 @@ BUILDER_ID = ""  # as BuildKit's, where nobody names one
 
 
 def check_indexable(outputs: tuple[Output, ...], what: str) -> None:
-    """Refuse what needs an index for an image that stays in the store: it cannot be kept there yet."""
+    """Refuse an output that cannot hold the index which several platforms and attestations need."""
     for output in outputs:
-        if output.type not in TREES and (output.type not in ARCHIVES or output.destination is None):
-            raise Unsupported(
-                f"{what} cannot be kept in the store yet",
-                hint="write them to a file: --output type=oci,dest=image.tar (or docker, local, tar)",
-            )
-        if output.type == "docker":
+        if output.type == "docker" and output.destination is not None:
             raise Unsupported(f"docker's archives hold no {what}", hint="use --output type=oci,dest=image.tar")
 
 
