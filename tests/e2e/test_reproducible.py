@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import time
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def test_no_file_of_ours_is_younger_and_older_ones_keep_their_time(tmp_path: Pat
         assert again.image_digest == result.image_digest
         other = engine.build(context, source_date_epoch_s=EPOCH_S + 1, rewrite_timestamp=True)
         assert other.image_digest != result.image_digest
+
+
+def test_local_and_tar_outputs_have_the_epoch_throughout(tmp_path: Path) -> None:
+    context = make_context(tmp_path / "c", ["a", "d/b"], 1_600_000_000, "base")
+    with open_with_base(tmp_path / "root") as engine:
+        outputs = [f"type=local,dest={tmp_path}/out", f"type=tar,dest={tmp_path}/out.tar"]
+        engine.build(context, source_date_epoch_s=EPOCH_S, outputs=outputs)
+        engine.build(context, outputs=[f"type=local,dest={tmp_path}/plain"])
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert {member.mtime for member in tar.getmembers()} == {EPOCH_S}
+    found = list((tmp_path / "out").rglob("*"))
+    assert len(found) > 8
+    assert {path.lstat().st_mtime_ns for path in found} == {EPOCH_S * 10**9}
+    assert (tmp_path / "plain" / "etc" / "passwd").stat().st_mtime == 1_000_000_000
 
 
 def test_without_an_epoch_there_is_a_warning(tmp_path: Path) -> None:

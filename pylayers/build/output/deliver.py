@@ -286,7 +286,7 @@ def write_bundle(output: Output, bundle: Bundle) -> None:
 
 def write_trees(session: BuildSession, output: Output, images: Sequence[BuiltImage]) -> None:
     """Write the final trees, as files or as a tar; several platforms each in a folder, such as linux_amd64."""
-    from pylayers.diff.flatten import Tree
+    from pylayers.diff.flatten import Tree, stamp_table
     from pylayers.diff.merge import merge_layers
     from pylayers.transfer.archivetar import write_output
     from pylayers.transfer.tree import write_directory, write_tar
@@ -303,7 +303,10 @@ def write_trees(session: BuildSession, output: Output, images: Sequence[BuiltIma
             tree = Tree(layers, merge_layers(layers))
             layers = [*layers, statement_layer(session, output, image, tree)]
         prefix = str(image.platform).replace("/", "_").encode() if split else b""
-        trees.append(Tree(layers, merge_layers(layers), prefix))
+        table = merge_layers(layers)
+        if session.options.source_date_epoch_s is not None:
+            table = stamp_table(table, session.options.source_date_epoch_s * 10**9)
+        trees.append(Tree(layers, table, prefix))
     if output.type == "tar":
         write_output(output.destination or "-", lambda descriptor: write_tar(session.store, trees, descriptor))
         return
