@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pylayers._native import filehash, tardiff, walk
 from pylayers.diff.apply import apply_layer
-from pylayers.errors import Conflict, InvalidInput, translate_os_error
+from pylayers.errors import Conflict, InvalidInput, Unsupported, translate_os_error
 from pylayers.snapshot.catalog import Catalog, Record
 from pylayers.snapshot.changeset import disk_usage, pack_changes
 from pylayers.snapshot.mount import is_mounted_from, mount, unmount
@@ -139,6 +139,14 @@ class DefaultSnapshotter:
             finally:
                 if old_fd >= 0:
                     os.close(old_fd)
+
+    def limit(self, key: str, size_bytes: int) -> None:
+        """Limit a snapshot's size: only where a driver knows how. Raises Unsupported."""
+        self._active(key)
+        raise Unsupported(
+            f"storage driver {self.name} cannot limit a container's size to {size_bytes} bytes",
+            hint="use btrfs, zfs, devicemapper, or overlay2 on an xfs mounted with pquota",
+        )
 
     def close(self) -> None:
         """Release descriptors. Mounts made by callers are theirs."""

@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,30 +90,47 @@ def is_mounted_from(identity: str) -> bool:
 
 
 def _mount_one(one: Mount, target: Path) -> None:
+    mounter = MOUNTERS.get(one.type, _mount_file_system)
+    mounter(one, target)
+
+
+def _mount_bind(one: Mount, target: Path) -> None:
     place = os.fsencode(target)
-    if one.type == "bind":
-        flags = sysmount.MS_BIND
-        sysmount.mount(os.fsencode(one.source), place, b"", flags)
-        extra = _flags(one.options) | (sysmount.MS_RDONLY if one.readonly else 0)
-        if extra:
-            kept = os.statvfs(target).f_flag
-            extra |= sum(flag for bit, flag in KEPT_FLAGS if kept & bit and not extra & flag)
-            try:
-                sysmount.mount(b"", place, b"", flags | sysmount.MS_REMOUNT | extra)
-            except BaseException:
-                sysmount.unmount(place, sysmount.MNT_DETACH)
-                raise
-    elif one.type == "overlay":
-        sysmount.mount_overlay(
-            [os.fsencode(lower) for lower in one.lowers],
-            os.fsencode(one.upper),
-            os.fsencode(one.work),
-            place,
-            [os.fsencode(option) for option in one.options],
-            one.readonly,
-        )
-    else:
-        raise InvalidInput(f"mount type {one.type!r} is not known")
+    flags = sysmount.MS_BIND
+    sysmount.mount(os.fsencode(one.source), place, b"", flags)
+    extra = _flags(one.options) | (sysmount.MS_RDONLY if one.readonly else 0)
+    if extra:
+        kept = os.statvfs(target).f_flag
+        extra |= sum(flag for bit, flag in KEPT_FLAGS if kept & bit and not extra & flag)
+        try:
+            sysmount.mount(b"", place, b"", flags | sysmount.MS_REMOUNT | extra)
+        except BaseException:
+            sysmount.unmount(place, sysmount.MNT_DETACH)
+            raise
+
+
+def _mount_overlay(one: Mount, target: Path) -> None:
+    sysmount.mount_overlay(
+        [os.fsencode(lower) for lower in one.lowers],
+        os.fsencode(one.upper),
+        os.fsencode(one.work),
+        os.fsencode(target),
+        [os.fsencode(option) for option in one.options],
+        one.readonly,
+    )
+
+
+def _mount_file_system(one: Mount, target: Path) -> None:
+    """Call mount(2) for a file system of the kernel: zfs, aufs, ext4 or xfs on a device."""
+    flags = sysmount.MS_RDONLY if one.readonly else 0
+    options = b",".join(os.fsencode(option) for option in one.options)
+    sysmount.mount(os.fsencode(one.source), os.fsencode(target), one.type.encode(), flags, options)
+
+
+MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
+    "bind": _mount_bind,
+    "overlay": _mount_overlay,
+}
 
 
 def _flags(options: Sequence[str]) -> int:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
-from pylayers.snapshot import overlay2, vfs
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
 
 DRIVER_ORDER = ("erofs", "overlay2", "fuse-overlayfs", "btrfs", "zfs", "aufs", "overlay", "devicemapper", "vfs")
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
-
-
-@dataclass(frozen=True, slots=True)
-class Implementation:
-    """One driver that this version has: how to open it and how to try it."""
-
-    open: Callable[[Path], Snapshotter]
-    probe: Callable[[Path], Probe]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +28,32 @@ class DriverStatus:
     has_data: bool
 
 
-IMPLEMENTATIONS: dict[str, Implementation] = {
-    "overlay2": Implementation(overlay2.Driver, overlay2.probe),
-    "vfs": Implementation(vfs.Driver, vfs.probe),
+class Implementation(Protocol):
+    """What a driver's module gives: a driver at its own folder of a data root, and a trial in a directory."""
+
+    def Driver(self, root: Path, /) -> Snapshotter:
+        """Open the driver."""
+
+    def probe(self, directory: Path, /) -> Probe:
+        """Do the real thing in a scratch directory and tell whether it worked; nothing is left behind."""
+
+
+# Loaded when first asked for, as most processes need only one.
+MODULES = {
+    "overlay2": "pylayers.snapshot.overlay2",
+    "vfs": "pylayers.snapshot.vfs",
 }
+
+
+def load_implementation(name: str) -> Implementation:
+    """Import a driver's module. Raises KeyError for one that this version doesn't have."""
+    return cast("Implementation", importlib.import_module(MODULES[name]))
 
 
 def list_drivers(root: Path) -> list[DriverStatus]:
     """Probe every driver of the design on a data root, in the order of preference. Takes some milliseconds."""
     with _probe_directory(root) as scratch:
-        return [DriverStatus(name, _probe(name, scratch), name in IMPLEMENTATIONS, has_data(root, name))
+        return [DriverStatus(name, _probe(name, scratch), name in MODULES, has_data(root, name))
                 for name in DRIVER_ORDER]  # fmt: skip
 
 
@@ -83,13 +92,13 @@ def choose_driver(root: Path, requested: str | None = None) -> str:
 def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
     """Choose the driver of a data root and open it at <root>/<driver>."""
     name = choose_driver(root, requested)
-    return IMPLEMENTATIONS[name].open(root / name)
+    return load_implementation(name).Driver(root / name)
 
 
 def has_data(root: Path, name: str) -> bool:
     """Tell whether a driver's directory holds snapshots (for a driver this version lacks: anything)."""
     try:
-        with os.scandir(root / name / "by-name" if name in IMPLEMENTATIONS else root / name) as entries:
+        with os.scandir(root / name / "by-name" if name in MODULES else root / name) as entries:
             return any(True for _ in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -105,9 +114,8 @@ def _require(root: Path, name: str, why: str) -> None:
 
 
 def _probe(name: str, scratch: Path) -> Probe:
-    implementation = IMPLEMENTATIONS.get(name)
-    if implementation is not None:
-        return implementation.probe(scratch)
+    if name in MODULES:
+        return load_implementation(name).probe(scratch)
     missing = "; ".join(_missing(name, scratch))
     here = f"; this machine also lacks what it would need: {missing}" if missing else ""
     return Probe(False, f"not in this version of pylayers{here}")

@@ -47,7 +47,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Describe one mount(2) as data. `type` "bind" with one source, or "overlay" with lowers topmost first."""
+    """Describe one mount as data; snapshot.mount knows how each type is mounted.
+
+    `type`: "bind" with one source; "overlay" with lowers topmost first; "erofs" with an index image as its source;
+    any other is a file system of the kernel, given to mount(2) with source and options. `devices` has an item for each
+    lower (for "erofs" just one): the data files of an EROFS index image, lowest device first, () for a directory.
+    """
 
     type: str
     source: str = ""
@@ -56,6 +61,7 @@ class Mount:
     upper: str = ""
     work: str = ""
     readonly: bool = False
+    devices: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,13 @@ class Snapshotter(Protocol):
 
     def changes(self, key: str) -> Changes:
         """Return the changes of an active or committed snapshot against its parent, as a layer table."""
+
+    def limit(self, key: str, size_bytes: int) -> None:
+        """Limit what an active snapshot's own files may take on disk; a later call replaces the limit.
+
+        Called before the snapshot is mounted. Writing beyond it is ENOSPC or EDQUOT to the writer. Raises Unsupported
+        where the driver or its file system can't, InvalidInput for a limit that the driver can't keep.
+        """
 
     def close(self) -> None:
         """Release descriptors and locks. Mounts made by callers are theirs."""

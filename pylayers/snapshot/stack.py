@@ -1,0 +1,176 @@
+"""Snapshots that hold only their own changes, shown over their parents': what the overlay-like drivers share.
+
+`<id>/diff` has the files, `<id>/link` a short name, `l/<short name>` a symlink to the diff, `<id>/lower` the chain of
+short names below, topmost first (docker's layout); an active snapshot also has `work` (overlayfs's own) and `merged`
+(an empty directory to mount at), a committed one the empty file `committed`. snapshot.json is the
+truth about all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from pylayers._native import walk
+from pylayers.diff.apply import WHITEOUT_APPLY, WHITEOUT_OVERLAY, apply_layer
+from pylayers.diff.whiteout import convert_upper
+from pylayers.errors import DriverError
+from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.default import DefaultSnapshotter, translated
+from pylayers.snapshot.lower import LowerStack, copy_metadata
+from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
+from pylayers.snapshot.upper import find_upper_changes
+from pylayers.store.entry import FLAG_IMPLICIT, EntryTable
+from pylayers.store.layer import Layer
+
+OVERLAY_PARAMETERS = Path("/sys/module/overlay/parameters")
+# Each of these would put marks into the upper that a layer tar cannot carry.
+DISABLED_FEATURES = ("redirect_dir", "metacopy", "index")
+
+
+class StackSnapshotter(DefaultSnapshotter):
+    """Keep snapshots as overlay layers in docker's layout; the base of drivers, not one itself."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
+        super().__init__(root)
+        with translated(f"open the snapshots in {self.root}"):
+            (self.root / "l").mkdir(mode=0o700, exist_ok=True)
+        self._options = overlay_options()
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+        short = self._link(record.id)
+        (directory / "link").write_text(short)
+        diff = directory / "diff"
+        diff.mkdir()
+        os.chmod(diff, 0o755)  # noqa: S103 - whatever the umask
+        (directory / "work").mkdir(mode=0o700)
+        (directory / "merged").mkdir(mode=0o700)
+        if parent is not None:
+            above = self.catalog.directory(parent)
+            lower = [f"l/{(above / 'link').read_text()}"]
+            if (above / "lower").exists():
+                lower.append((above / "lower").read_text())
+            (directory / "lower").write_text(":".join(lower))
+            # The merged root shows the upper's metadata, so the upper starts with the parent's.
+            top = os.fsencode(above / "diff")
+            copy_metadata(top, os.stat(top), os.fsencode(diff))
+
+    def _discard(self, directory: Path) -> None:
+        try:
+            short = (directory / "link").read_text()
+        except FileNotFoundError:
+            return
+        if short:
+            (self.root / "l" / short).unlink(missing_ok=True)
+
+    def _seal(self, directory: Path) -> None:
+        (directory / "committed").touch(mode=0o600)
+        for unneeded in ("work", "merged"):
+            if (directory / unneeded).exists():
+                delete_tree(directory / unneeded)
+
+    def _content(self, record: Record) -> Path:
+        return self.catalog.directory(record) / "diff"
+
+    def _mounts(self, record: Record) -> list[Mount]:
+        directory = self.catalog.directory(record)
+        lowers = self._lowers(record)
+        if record.kind is SnapshotKind.VIEW:
+            if len(lowers) > 1:
+                return [Mount("overlay", lowers=tuple(map(str, lowers)), options=self._options, readonly=True)]
+            return [Mount("bind", source=str(lowers[0].resolve() if lowers else directory / "diff"), readonly=True)]
+        if not lowers:
+            return [Mount("bind", source=str(directory / "diff"))]
+        upper, work = str(directory / "diff"), str(directory / "work")
+        return [Mount("overlay", lowers=tuple(map(str, lowers)), upper=upper, work=work, options=self._options)]
+
+    # -- shorter ways than the derived ones --------------------------------------------------------------------
+
+    def apply(self, key: str, layer: Layer) -> None:
+        """Unpack a layer straight into the upper of an active snapshot; nothing is mounted."""
+        record = self._active(key)
+        with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
+            diff = self._content(record)
+            if record.parent_id is not None:
+                self._make_implicit(layer.table, LowerStack(self._lowers(record)), diff)
+            descriptor = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                apply_layer(descriptor, layer, WHITEOUT_OVERLAY if record.parent_id is not None else WHITEOUT_APPLY)
+            finally:
+                os.close(descriptor)
+
+    def changes(self, key: str) -> Changes:
+        """Return the changes of an active or committed snapshot, by walking only its upper.
+
+        Files and directories that were copied up without a change are left out: type, mode, owner, device, xattrs,
+        mtime (ns), link target and content as the parent shows them.
+        """
+        record = self._changeable(key)
+        with translated(f"find the changes of snapshot {key!r}"):
+            descriptor = os.open(self._content(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                records, heap = walk.walk(descriptor, xattrs=True)
+                convert_upper(records, heap)
+                return find_upper_changes(records, heap, descriptor, LowerStack(self._lowers(record)))
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _link(self, identity: str) -> str:
+        """Make a short name for a snapshot that is about to appear."""
+        while True:
+            short = secrets.token_hex(6)
+            try:
+                os.symlink(f"../{identity}/diff", self.root / "l" / short)
+            except FileExistsError:
+                continue
+            return short
+
+    def _lowers(self, record: Record) -> list[Path]:
+        """List the layers below, topmost first, by their short names."""
+        if record.parent_id is None:
+            return []
+        try:
+            chain = (self.catalog.directory(record) / "lower").read_text().split(":")
+        except FileNotFoundError as error:
+            raise DriverError(f"snapshot {record.name!r} has lost its list of parents ({error.filename})") from error
+        return [self.root / link for link in chain]
+
+    def _make_implicit(self, table: EntryTable, below: LowerStack, diff: Path) -> None:
+        """Make the directories that the layer only passes through as the parent shows them.
+
+        Unpacking leaves an existing directory as it is; without this it would make them 0755 root, and the upper's
+        metadata would hide the parent's.
+        """
+        for entry in table:
+            path = table.path(entry)
+            if not entry.flags & FLAG_IMPLICIT or not path:
+                continue
+            found = below.find(path)
+            if found is None or not found.directories:
+                continue
+            target = os.path.join(os.fsencode(diff), path)
+            try:
+                os.mkdir(target)
+            except FileExistsError:
+                continue
+            copy_metadata(found.path, found.stat, target)
+
+
+def overlay_options() -> tuple[str, ...]:
+    """Name the mount options that switch off what a layer cannot carry, as far as this kernel knows the features.
+
+    Where the module isn't loaded yet, every kernel since 4.19 knows them all.
+    """
+    if OVERLAY_PARAMETERS.is_dir():
+        known = set(os.listdir(OVERLAY_PARAMETERS))
+    else:
+        release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+        known = set(DISABLED_FEATURES) if release >= (4, 19) else set()
+    return tuple(f"{feature}=off" for feature in DISABLED_FEATURES if feature in known)
