@@ -265,16 +265,9 @@ cdef object mount_in_one_string(list lowers, bytes upper, bytes work, bytes targ
     mount(b"overlay", target, b"overlay", c_rdonly if readonly else 0, b",".join(parts + options))
 
 
-cdef object mount_by_context(
-    int context, list lowers, bytes upper, bytes work, bytes target, list options, bint readonly
-):
+cdef int create(int context, list options, bint readonly, bytes target) except -1:
+    """Set the last options, make the file system and return a descriptor of its detached mount."""
     cdef int mount_fd, code
-    configure(context, SET_STRING_, b"source", b"overlay", 0, target)
-    for path in lowers:
-        set_path(context, b"lowerdir+", path, target)
-    if upper:
-        set_path(context, b"upperdir", upper, target)
-        set_path(context, b"workdir", work, target)
     for option in options:
         key, separator, value = option.partition(b"=")
         if separator:
@@ -289,10 +282,44 @@ cdef object mount_by_context(
     if mount_fd < 0:
         code = errno
         raise os_error(code, target, "fsmount", read_log(context))
+    return mount_fd
+
+
+cdef object mount_by_context(
+    int context, list lowers, bytes upper, bytes work, bytes target, list options, bint readonly
+):
+    cdef int mount_fd, code
+    configure(context, SET_STRING_, b"source", b"overlay", 0, target)
+    for lower in lowers:
+        if not isinstance(lower, int):
+            set_path(context, b"lowerdir+", lower, target)
+        elif syscall(SYS_fsconfig, context, SET_FD_, b"lowerdir+", NULL, <int> lower) != 0:
+            code = errno
+            raise os_error(code, target, "lowerdir+ by descriptor", read_log(context))
+    if upper:
+        set_path(context, b"upperdir", upper, target)
+        set_path(context, b"workdir", work, target)
+    mount_fd = create(context, options, readonly, target)
     try:
         attach(mount_fd, AT_FDCWD_, target, "attach the overlay")
     finally:
         close(mount_fd)
+
+
+def fsmount(bytes fstype not None, bytes source not None, options=(), bint readonly=False):
+    """Make a file system and return a descriptor of its detached mount, which ends with it unless attached."""
+    cdef const char* c_type = c_string(fstype)
+    cdef list words = list(options)
+    cdef int context
+    with nogil:
+        context = <int> syscall(SYS_fsopen, c_type, FSOPEN_CLOEXEC_)
+    if context < 0:
+        raise os_error(errno, source, f"fsopen {fstype.decode()}")
+    try:
+        configure(context, SET_STRING_, b"source", source, 0, source)
+        return create(context, words, readonly, source)
+    finally:
+        close(context)
 
 
 def mount_overlay(
@@ -300,9 +327,10 @@ def mount_overlay(
 ):
     """Mount overlayfs through fsopen/fsconfig (lowerdir+ where the kernel has it, Linux 6.7), else through mount(2).
 
-    lowers is topmost first; upper and work empty make a read-only mount. Paths with ',' or ':' work. options are
-    `key=value` or `flag`. With many lowers on an old kernel the page-size limit of mount(2) is an OSError(E2BIG).
-    The kernel's own words from the fs context log are in the OSError's text.
+    lowers is topmost first, each a path or (Linux 6.13) a descriptor of a directory, from Linux 6.15 of a detached
+    mount too; an older kernel's refusal is EINVAL. upper and work empty make a read-only mount. Paths with ',' or ':'
+    work. options are `key=value` or `flag`. With many lowers on an old kernel the page-size limit of mount(2) is an
+    OSError(E2BIG). The kernel's own words from the fs context log are in the OSError's text.
     """
     cdef int context
     cdef list paths = list(lowers)
@@ -314,6 +342,8 @@ def mount_overlay(
     if not target:
         raise ValueError("the target is empty")
     if (lower_support or probe_lowers()) == ONE_STRING:
+        if any(isinstance(lower, int) for lower in paths):
+            raise os_error(EINVAL, target, "lowers by descriptor")
         mount_in_one_string(paths, upper, work, target, words, readonly)
         return
     with nogil:

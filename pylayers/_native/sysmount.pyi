@@ -19,7 +19,7 @@ def unmount(target: bytes, flags: int = 0) -> None:
     """Call umount2(2)."""
 
 def mount_overlay(
-    lowers: Sequence[bytes],
+    lowers: Sequence[bytes | int],
     upper: bytes,
     work: bytes,
     target: bytes,
@@ -28,9 +28,17 @@ def mount_overlay(
 ) -> None:
     """Mount overlayfs through fsopen/fsconfig (lowerdir+ where the kernel has it, Linux 6.7), else through mount(2).
 
-    lowers is topmost first; upper and work empty make a read-only mount. Paths with ',' or ':' work. options are
-    `key=value` or `flag`. With many lowers on an old kernel the page-size limit of mount(2) is an OSError(E2BIG).
-    The kernel's own words from the fs context log are in the OSError's text.
+    lowers is topmost first, each a path or (Linux 6.13) a descriptor of a directory, from Linux 6.15 of a detached
+    mount too; an older kernel's refusal is EINVAL. upper and work empty make a read-only mount. Paths with ',' or ':'
+    work. options are `key=value` or `flag`. With many lowers on an old kernel the page-size limit of mount(2) is an
+    OSError(E2BIG). The kernel's own words from the fs context log are in the OSError's text.
+    """
+
+def fsmount(fstype: bytes, source: bytes, options: Sequence[bytes] = (), readonly: bool = False) -> int:
+    """Make a file system (fsopen, fsconfig, fsmount) and return a descriptor of its detached mount.
+
+    The mount ends with the descriptor unless move_mount attaches it or an overlay takes it. A source or a value of
+    an option has at most 255 bytes. Raises OSError with the kernel's own words.
     """
 
 def unshare(flags: int) -> None:

@@ -100,6 +100,10 @@ class DefaultSnapshotter:
         with translated(f"commit snapshot {key!r}"):
             self.catalog.commit(name, key, self._refuse_mounted, self._seal)
 
+    def adopt(self, name: str, key: str, layer: Layer) -> None:
+        """Commit active snapshot key, whose changes are stored as a layer, under a name."""
+        self.commit(name, key)
+
     def remove(self, key: str) -> None:
         """Remove a snapshot. Raises NotFound; Conflict while another has it as its parent, or while it is mounted."""
         with translated(f"remove snapshot {key!r}"):

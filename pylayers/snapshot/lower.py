@@ -26,11 +26,12 @@ class Found:
 class LowerStack:
     """Show committed layer directories, topmost first, as the overlay over them would.
 
-    The layers never change while they are parents, so directories are remembered. One lstat per layer and path.
+    The layers are no symlinks. They never change while they are parents, so directories are remembered. One lstat per
+    layer and path.
     """
 
-    def __init__(self, layers: Sequence[Path]) -> None:
-        self._layers = tuple(os.fsencode(os.path.realpath(layer)) for layer in layers)  # the short names are symlinks
+    def __init__(self, layers: Sequence[Path | str]) -> None:
+        self._layers = tuple(os.fsencode(layer) for layer in layers)
         self._directories: dict[bytes, Found | None] = {}
 
     def find(self, path: bytes) -> Found | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
+from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.mountpoint import mount_points_below, read_mount_table
 
@@ -110,6 +111,9 @@ def _mount_bind(one: Mount, target: Path) -> None:
 
 
 def _mount_overlay(one: Mount, target: Path) -> None:
+    if any(one.devices):
+        mount_over_images(one.lowers, one.devices, one.upper, one.work, target, one.options, one.readonly)
+        return
     sysmount.mount_overlay(
         [os.fsencode(lower) for lower in one.lowers],
         os.fsencode(one.upper),
@@ -127,8 +131,13 @@ def _mount_file_system(one: Mount, target: Path) -> None:
     sysmount.mount(os.fsencode(one.source), os.fsencode(target), one.type.encode(), flags, options)
 
 
+def _mount_erofs(one: Mount, target: Path) -> None:
+    mount_image(one.source, one.devices[0], target)
+
+
 MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
     "bind": _mount_bind,
+    "erofs": _mount_erofs,
     "overlay": _mount_overlay,
 }
 

@@ -40,6 +40,7 @@ class Implementation(Protocol):
 
 # Loaded when first asked for, as most processes need only one.
 MODULES = {
+    "erofs": "pylayers.snapshot.erofs",
     "overlay2": "pylayers.snapshot.overlay2",
     "vfs": "pylayers.snapshot.vfs",
 }

@@ -98,6 +98,12 @@ class Snapshotter(Protocol):
     def commit(self, name: str, key: str) -> None:
         """Turn active snapshot key into committed snapshot name; key is gone. Raises AlreadyExists, NotFound."""
 
+    def adopt(self, name: str, key: str, layer: Layer) -> None:
+        """Turn active snapshot key into committed snapshot name, given the layer that its changes were stored as.
+
+        As commit, but a driver that mounts layers from their tars keeps no second copy of the files.
+        """
+
     def remove(self, key: str) -> None:
         """Remove a snapshot. Raises NotFound; Conflict while another has it as its parent."""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pylayers._native import walk
@@ -42,8 +44,7 @@ class StackSnapshotter(DefaultSnapshotter):
     # -- hooks -------------------------------------------------------------------------------------------------
 
     def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
-        short = self._link(record.id)
-        (directory / "link").write_text(short)
+        (directory / "link").write_text(self._link(f"{record.id}/diff"))
         diff = directory / "diff"
         diff.mkdir()
         os.chmod(diff, 0o755)  # noqa: S103 - whatever the umask
@@ -51,7 +52,7 @@ class StackSnapshotter(DefaultSnapshotter):
         (directory / "merged").mkdir(mode=0o700)
         if parent is not None:
             above = self.catalog.directory(parent)
-            lower = [f"l/{(above / 'link').read_text()}"]
+            lower = self._own(above)
             if (above / "lower").exists():
                 lower.append((above / "lower").read_text())
             (directory / "lower").write_text(":".join(lower))
@@ -60,12 +61,7 @@ class StackSnapshotter(DefaultSnapshotter):
             copy_metadata(top, os.stat(top), os.fsencode(diff))
 
     def _discard(self, directory: Path) -> None:
-        try:
-            short = (directory / "link").read_text()
-        except FileNotFoundError:
-            return
-        if short:
-            (self.root / "l" / short).unlink(missing_ok=True)
+        self._unlink(directory / "link")
 
     def _seal(self, directory: Path) -> None:
         (directory / "committed").touch(mode=0o600)
@@ -96,7 +92,8 @@ class StackSnapshotter(DefaultSnapshotter):
         with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
             diff = self._content(record)
             if record.parent_id is not None:
-                self._make_implicit(layer.table, LowerStack(self._lowers(record)), diff)
+                with self._below(record) as below:
+                    self._make_implicit(layer.table, below, diff)
             descriptor = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 apply_layer(descriptor, layer, WHITEOUT_OVERLAY if record.parent_id is not None else WHITEOUT_APPLY)
@@ -115,22 +112,41 @@ class StackSnapshotter(DefaultSnapshotter):
             try:
                 records, heap = walk.walk(descriptor, xattrs=True)
                 convert_upper(records, heap)
-                return find_upper_changes(records, heap, descriptor, LowerStack(self._lowers(record)))
+                with self._below(record) as below:
+                    return find_upper_changes(records, heap, descriptor, below)
             except BaseException:
                 os.close(descriptor)
                 raise
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _link(self, identity: str) -> str:
-        """Make a short name for a snapshot that is about to appear."""
+    def _unlink(self, path: Path) -> None:
+        """Drop the short name that a file holds."""
+        try:
+            short = path.read_text()
+        except FileNotFoundError:
+            return
+        if short:
+            (self.root / "l" / short).unlink(missing_ok=True)
+
+    def _link(self, place: str) -> str:
+        """Make a short name for a directory of a snapshot that is about to appear."""
         while True:
             short = secrets.token_hex(6)
             try:
-                os.symlink(f"../{identity}/diff", self.root / "l" / short)
+                os.symlink(f"../{place}", self.root / "l" / short)
             except FileExistsError:
                 continue
             return short
+
+    def _own(self, directory: Path) -> list[str]:
+        """Name what a committed snapshot adds to its children's lowers, topmost first."""
+        return [f"l/{(directory / 'link').read_text()}"]
+
+    @contextmanager
+    def _below(self, record: Record) -> Iterator[LowerStack]:
+        """Show the layers below a snapshot without an overlay."""
+        yield LowerStack([lower.resolve() for lower in self._lowers(record)])
 
     def _lowers(self, record: Record) -> list[Path]:
         """List the layers below, topmost first, by their short names."""

@@ -109,6 +109,50 @@ class ForeignSuite(ContentSuite):
             stage.driver.commit(f"n{depth}", key)
             assert describe(stage.table_of(f"n{depth}")) == seen
 
+    def test_changes_over_applied_layers(self, stage: Stage) -> None:
+        """Images are layers that were applied; what a container changes over them is found all the same."""
+        first = self.tar(stage, ("etc", None), ("etc/a", b"a"), ("etc/b", b"b"), ("var/lib/c", b"c"))
+        second = self.tar(stage, ("etc/.wh.a", b""), ("etc/d", b"d"), ("opt/.wh..wh..opq", b""), ("opt/e", b"e"))
+        base = stage.apply_to_sibling(first, None)
+        stage.driver.commit("image-1", base)
+        middle = stage.apply_to_sibling(second, "image-1")
+        stage.driver.commit("image-2", middle)
+
+        def change(top: Path) -> None:
+            assert sorted(path.name for path in (top / "etc").iterdir()) == ["b", "d"]
+            (top / "etc/b").unlink()
+            write(top, "etc/d", b"changed")
+            remove_tree(top / "opt")
+            write(top, "var/lib/new")
+
+        key = stage.active("image-2", change)
+        assert stage.listed(key, "image-2") == [
+            ("C", b"etc"), ("D", b"etc/b"), ("C", b"etc/d"), ("D", b"opt"), ("C", b"var"), ("C", b"var/lib"),
+            ("A", b"var/lib/new"),
+        ]  # fmt: skip
+        self.reproduces(stage, key, "image-2")
+
+    def test_two_layers_on_one_snapshot(self, stage: Stage) -> None:
+        """An active snapshot takes layer after layer, and writes before and after them."""
+        first = self.tar(stage, ("a", b"1"), ("b", b"1"), ("d", None), ("d/x", b"1"))
+        second = self.tar(stage, ("a", b"2"), (".wh.b", b""), ("d/.wh..wh..opq", b""), ("d/y", b"2"))
+        stage.make("base", None, lambda top: write(top, "d/below"))
+        for written_first in (False, True):
+            key = stage.fresh("stacked")
+            stage.driver.prepare(key, "base")
+            if written_first:
+                stage.change(key, lambda top: write(top, "b", b"0"))
+            stage.driver.apply(key, first)
+            stage.driver.apply(key, second)
+            stage.change(key, lambda top: write(top, "z"))
+            self.reproduces(stage, key, "base")
+            name = stage.fresh("done")
+            stage.driver.commit(name, key)
+            with stage.viewed(name) as top:
+                assert sorted(path.name for path in top.iterdir()) == ["a", "d", "z"]
+                assert (top / "a").read_bytes() == b"2"
+                assert [path.name for path in (top / "d").iterdir()] == ["y"]
+
 
 def mutate(chance: random.Random, top: Path) -> None:
     """Do one random thing to a tree."""

@@ -153,7 +153,7 @@ def keep_changes(
     made = session.made(state, layer.diff_id, layer.size_bytes)
     try:
         # The upper directory is the layer unpacked: nobody has to unpack it again.
-        driver.commit(extend_chain(state.chain_id, layer.diff_id), key)
+        driver.adopt(extend_chain(state.chain_id, layer.diff_id), key, layer)
     except AlreadyExists:
         return made, False
     return made, True
