@@ -29,7 +29,7 @@ from pylayers.snapshot.layerimage import give_metadata, settle_table
 from pylayers.snapshot.lower import LowerStack
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
-from pylayers.snapshot.stack import StackSnapshotter, overlay_options
+from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
 from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, Entry, TableBuilder
 from pylayers.store.index import open_index, write_index
 from pylayers.store.layer import Layer
@@ -63,7 +63,7 @@ class Driver(StackSnapshotter):
     def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
         super()._make(directory, record, parent)
         if parent is not None:
-            self._merge([self.root / link for link in (directory / "lower").read_text().split(":")])
+            self._merge(read_chain(directory, record))
 
     def _discard(self, directory: Path) -> None:
         super()._discard(directory)
@@ -73,7 +73,7 @@ class Driver(StackSnapshotter):
     def _mounts(self, record: Record) -> list[Mount]:
         directory = self.catalog.directory(record)
         lowers = [Lower(str(place / IMAGE), (str(place / TAR),)) for place in reversed(_layers(directory))]
-        lowers += self._stack(self._lowers(record))
+        lowers += self._stack(self._chain(record))
         view = record.kind is SnapshotKind.VIEW
         upper, work = str(directory / "diff"), str(directory / "work")
         if not lowers:
@@ -140,7 +140,7 @@ class Driver(StackSnapshotter):
                reversed(_layers(self.catalog.directory(record)))]  # fmt: skip
         with ExitStack() as stack:
             paths: list[Path | str] = []
-            for lower in [*own, *self._stack(self._lowers(record))]:
+            for lower in [*own, *self._stack(self._chain(record))]:
                 if lower.devices:
                     descriptor = open_image(lower.path, lower.devices)
                     stack.callback(os.close, descriptor)
@@ -149,26 +149,34 @@ class Driver(StackSnapshotter):
                     paths.append(lower.path)
             yield LowerStack(paths)
 
-    def _stack(self, links: list[Path]) -> list[Lower]:
+    def _stack(self, links: list[str]) -> list[Lower]:
         """Resolve short names, topmost first, as far as the first image that stands for all that follow."""
         lowers: list[Lower] = []
-        places = [Path(os.path.realpath(link)) for link in links]
+        places = [self._place(link) for link in links]
         for number, place in enumerate(places):
-            if place.name == "diff":
-                lowers.append(Lower(str(place)))
+            if place.endswith("/diff"):
+                lowers.append(Lower(place))
                 continue
             rest = len(places) - number
-            merged = place / f"merged-{rest}.erofs"
-            if rest > 1 and merged.exists():
-                return [*lowers, Lower(str(merged), tuple(str(below / TAR) for below in reversed(places[number:])))]
-            lowers.append(Lower(str(place / IMAGE), (str(place / TAR),)))
+            merged = f"{place}/merged-{rest}.erofs"
+            if rest > 1 and os.path.exists(merged):
+                return [*lowers, Lower(merged, tuple(f"{below}/{TAR}" for below in reversed(places[number:])))]
+            lowers.append(Lower(f"{place}/{IMAGE}", (f"{place}/{TAR}",)))
         return lowers
 
-    def _merge(self, links: list[Path]) -> None:
+    def _place(self, link: str) -> str:
+        """Resolve a short name; without a stat of every part, as chains have hundreds of them."""
+        return f"{self.root}/{os.readlink(f'{self.root}/{link}')[3:]}"
+
+    def _chain(self, record: Record) -> list[str]:
+        """List the short names of what lies below a snapshot, topmost first."""
+        return [] if record.parent_id is None else read_chain(self.catalog.directory(record), record)
+
+    def _merge(self, links: list[str]) -> None:
         """Make one image of the lowest layers where there are many lowers; directories above them stay their own."""
         if len(self._stack(links)) <= MOST_LOWERS:
             return
-        places = [Path(os.path.realpath(link)) for link in links]
+        places = [Path(self._place(link)) for link in links]
         first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
         run = places[first:][::-1]
         if not 1 < len(run) <= erofs.MOST_DEVICES:

@@ -152,11 +152,7 @@ class StackSnapshotter(DefaultSnapshotter):
         """List the layers below, topmost first, by their short names."""
         if record.parent_id is None:
             return []
-        try:
-            chain = (self.catalog.directory(record) / "lower").read_text().split(":")
-        except FileNotFoundError as error:
-            raise DriverError(f"snapshot {record.name!r} has lost its list of parents ({error.filename})") from error
-        return [self.root / link for link in chain]
+        return [self.root / link for link in read_chain(self.catalog.directory(record), record)]
 
     def _make_implicit(self, table: EntryTable, below: LowerStack, diff: Path) -> None:
         """Make the directories that the layer only passes through as the parent shows them.
@@ -177,6 +173,14 @@ class StackSnapshotter(DefaultSnapshotter):
             except FileExistsError:
                 continue
             copy_metadata(found.path, found.stat, target)
+
+
+def read_chain(directory: Path, record: Record) -> list[str]:
+    """Read the short names of the layers below a snapshot with a parent, topmost first."""
+    try:
+        return (directory / "lower").read_text().split(":")
+    except FileNotFoundError as error:
+        raise DriverError(f"snapshot {record.name!r} has lost its list of parents ({error.filename})") from error
 
 
 def overlay_options() -> tuple[str, ...]:

@@ -2,14 +2,214 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import tarfile
 from pathlib import Path
 
-from pylayers.snapshot import erofs
-from pylayers.snapshot.snapshotter import Snapshotter
+import pytest
+
+from pylayers.snapshot import erofs, imagemount
+from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.snapshotter import Mount, Snapshotter
+from pylayers.store.entry import FLAG_SPARSE, Entry, TableBuilder
+from pylayers.store.layer import Layer
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
+from tests.conformance.stage import Stage, scanned, write
+
+
+def small_tar(path: Path, **members: bytes) -> Layer:
+    """Write a tar of some files."""
+    with tarfile.open(path, "w") as out:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            out.addfile(member, io.BytesIO(content))
+    return scanned(path)
+
+
+def pile(stage: Stage, count: int, *, deleting: bool = True) -> str:
+    """Stack layers: every one has a file of its own, writes `last`, and deletes the file of the one before it."""
+    parent = None
+    for number in range(count):
+        members = {f"f{number}": b"%d" % number, "last": b"%d" % number}
+        if number and deleting:
+            members[f".wh.f{number - 1}"] = b""
+        layer = small_tar(stage.scratch / f"{number}.tar", **members)
+        key = stage.apply_to_sibling(layer, parent)
+        stage.driver.commit(f"n{number}", key)
+        parent = f"n{number}"
+    return f"n{count - 1}"
 
 
 class TestErofs(CrashSuite, ForeignSuite):
     def open_driver(self, root: Path) -> Snapshotter:
         return erofs.Driver(root)
+
+    def test_nothing_is_unpacked(self, stage: Stage) -> None:
+        layer = small_tar(stage.scratch / "a.tar", file=b"content" * 1000)
+        key = stage.apply_to_sibling(layer, None)
+        stage.driver.commit("image", key)
+        root = stage.scratch.parent / "root"
+        directory = root / os.readlink(root / "by-name" / "image")[3:]
+        assert list((directory / "diff").iterdir()) == []
+        place = directory / "layer" / "0"
+        assert (place / "layer.tar").samefile(layer.tar_path)
+        assert (root / "l" / (place / "link").read_text()).resolve() == place
+        [view] = stage.driver.view("v", "image")
+        assert (view.type, view.source) == ("erofs", str(place / "layer.erofs"))
+        with mounted([view], stage.scratch) as top:
+            assert (top / "file").read_bytes() == b"content" * 1000
+        stage.driver.remove("v")
+        stage.driver.remove("image")
+        assert list((root / "l").iterdir()) == []
+        assert layer.tar_path.exists()
+
+    def test_lowers_are_not_in_the_mount_table(self, stage: Stage) -> None:
+        image = pile(stage, 3)
+        stage.driver.prepare("a", image)
+        before = Path("/proc/self/mountinfo").read_text().count(" erofs ")
+        with stage.mounted("a") as top:
+            assert (top / "last").read_bytes() == b"2"
+            assert Path("/proc/self/mountinfo").read_text().count(" erofs ") == before
+
+    def test_adopted_changes_are_indexed(self, stage: Stage) -> None:
+        stage.make("base", None, lambda top: write(top, "file", b"base"))
+        key = stage.active("base", lambda top: write(top, "big", b"x" * 300_000))
+        stage.driver.adopt("run", key, stage.layer_of(key))
+        assert stage.driver.usage("run").size_bytes < 100_000
+        with stage.viewed("run") as top:
+            assert (top / "big").read_bytes() == b"x" * 300_000
+            assert (top / "file").read_bytes() == b"base"
+        assert [one.name for one in stage.driver.walk() if "adopt" in one.name or one.name == key] == []
+
+    @pytest.mark.parametrize("most", [2, 5])
+    def test_many_lowers_are_merged(self, stage: Stage, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        monkeypatch.setattr(erofs, "MOST_LOWERS", most)
+        image = pile(stage, 12)
+        stage.driver.prepare("a", image)
+        [one] = stage.driver.mounts("a")
+        assert len(one.lowers) <= most
+        assert sum(map(len, one.devices)) == 12
+        with stage.mounted("a") as top:
+            assert sorted(path.name for path in top.iterdir()) == ["f11", "last"]
+            assert (top / "last").read_bytes() == b"11"
+            (top / "f11").unlink()
+        assert stage.listed("a", image) == [("D", b"f11")]
+
+    def test_directories_above_merged_layers(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(erofs, "MOST_LOWERS", 3)
+        parent = pile(stage, 6)
+        for number in range(4):
+            parent = stage.make(f"made{number}", parent, lambda top: write(top, f"m{number}"))  # noqa: B023
+        with stage.viewed(parent) as top:
+            assert sorted(path.name for path in top.iterdir()) == ["f5", "last", "m0", "m1", "m2", "m3"]
+
+    def test_what_has_to_be_unpacked_is(self, stage: Stage) -> None:
+        """A sparse file whose data isn't at multiples of 512 bytes has no place in EROFS's blocks."""
+        path = stage.scratch / "sparse.tar"
+        path.write_bytes(b"\0" * 512 + b"abcdef".ljust(1024, b"\0"))
+        builder = TableBuilder()
+        builder.add(b"", Entry(mode=0o40755))
+        sparse_map = struct.pack("<4Q", 100, 3, 5000, 3)
+        builder.add(
+            b"holes", Entry(mode=0o100644, size_bytes=6000, data_offset=512, flags=FLAG_SPARSE), link=sparse_map
+        )
+        layer = Layer("sha256:" + "0" * 64, 1536, path, builder.build()[0])
+        key = stage.apply_to_sibling(layer, None)
+        with stage.mounted(key) as top:
+            content = (top / "holes").read_bytes()
+        assert content == (b"\0" * 100 + b"abc").ljust(5000, b"\0") + b"def".ljust(1000, b"\0")
+        stage.driver.commit("done", key)
+        assert [path.name for path in (stage.scratch.parent / "root").glob("*/diff/*")] == ["holes"]
+
+    def test_what_a_crash_left_beside_a_snapshot_goes_with_it(self, stage: Stage) -> None:
+        stage.driver.prepare("a", None)
+        root = stage.scratch.parent / "root"
+        directory = root / os.readlink(root / "by-name" / "a")[3:]
+        (directory / "new-left").mkdir()
+        (root / "l" / "stray").symlink_to("../nowhere")
+        (directory / "new-left" / "link").write_text("stray")
+        layer = small_tar(stage.scratch / "a.tar", file=b"1")
+        stage.driver.apply("a", layer)
+        with stage.mounted("a") as top:
+            assert (top / "file").read_bytes() == b"1"
+        stage.driver.remove("a")
+        assert list((root / "l").iterdir()) == []
+
+    @pytest.mark.parametrize("backing", [imagemount.ON_FILES, imagemount.ON_LOOPS])
+    def test_loop_devices_serve_as_well(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, backing: str
+    ) -> None:
+        """Kernels before 6.12 mount no files; the devices go with the mount."""
+        image = pile(stage, 2)
+        stage.driver.prepare("a", image)
+        before = loops_in_use()
+        opened: list[str] = []
+        real = imagemount.open_image
+
+        def open_image(path: str, devices: tuple[str, ...]) -> int:
+            opened.append(path)
+            return real(path, devices, backing)
+
+        monkeypatch.setattr(imagemount, "open_image", open_image)
+        with stage.mounted("a") as top:
+            assert (top / "last").read_bytes() == b"1"
+            assert len(loops_in_use() - before) == (4 if backing == imagemount.ON_LOOPS else 0)
+        assert len(opened) == 2
+        assert loops_in_use() <= before
+
+    def test_kernels_that_take_no_detached_lowers(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before Linux 6.15 the images' mounts need a place while the overlay takes them."""
+        image = pile(stage, 3)
+        stage.driver.prepare("a", image)
+        monkeypatch.setitem(imagemount._seen, "needs mount points", True)
+        before = Path("/proc/self/mountinfo").read_text()
+        with stage.mounted("a") as top:
+            assert sorted(path.name for path in top.iterdir()) == ["f2", "last"]
+        assert Path("/proc/self/mountinfo").read_text() == before
+
+    def test_long_paths(self, stage: Stage) -> None:
+        """fsconfig takes strings of 255 bytes; deeper roots go by descriptor."""
+        deep = stage.scratch.joinpath(*(["deep" * 12] * 6))
+        deep.mkdir(parents=True)
+        driver = erofs.Driver(deep)
+        driver.prepare("k", None)
+        driver.apply("k", small_tar(stage.scratch / "a.tar", file=b"1"))
+        driver.commit("image", "k")
+        driver.prepare("a", "image")
+        with mounted(driver.mounts("a"), stage.scratch) as top:
+            assert (top / "file").read_bytes() == b"1"
+        driver.close()
+
+    def test_probe_tells_why_not(self, ground: Path) -> None:
+        assert erofs.probe(ground).usable
+        assert list(ground.iterdir()) == []
+        for name in ("upper", "work", "low"):
+            (ground / name).mkdir()
+        place = str(ground)
+        one = Mount("overlay", lowers=(f"{place}/low",), upper=f"{place}/upper", work=f"{place}/work")
+        with mounted([one]) as top:
+            found = erofs.probe(top)
+        assert not found.usable
+        assert found.reason
+
+
+def loops_in_use() -> set[str]:
+    """List the loop devices that have a file."""
+    return {path.name for path in Path("/sys/block").glob("loop*") if (path / "loop" / "backing_file").exists()}
+
+
+def test_more_layers_than_overlayfs_takes(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or not erofs.probe(tmp_path).usable:
+        pytest.skip("needs root and EROFS on files or loop devices")
+    stage = Stage(erofs.Driver(tmp_path / "root"), tmp_path)
+    image = pile(stage, 520, deleting=False)
+    stage.driver.prepare("a", image)
+    assert len(stage.driver.mounts("a")[0].lowers) <= erofs.MOST_LOWERS
+    with stage.mounted("a") as top:
+        assert len(list(top.iterdir())) == 521
+        assert (top / "last").read_bytes() == b"519"
+    stage.driver.close()
