@@ -1,4 +1,4 @@
-"""Verbs about images: import, images, history, tag, rmi, image prune, save."""
+"""Verbs about images: import, images, history, tag, rmi, image prune, save, load."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pylayers.cli.form import (
     show_size,
 )
 from pylayers.cli.session import Session
+from pylayers.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pylayers.engine import Engine
@@ -201,14 +202,53 @@ def prune(session: Session, everything: bool, force: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="IMAGE")
-@click.option("-o", "--output", required=True, metavar="DIR", help="Directory to write to; it must be new or empty.")
-@click.option("--format", "form", type=click.Choice(["oci-dir"]), default="oci-dir", show_default=True, help="Format.")
+@click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file (for oci-dir: a new or empty directory).")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["docker-archive", "oci-dir"]),
+    default="docker-archive",
+    show_default=True,
+    help="A tar that docker, podman and skopeo load, or an OCI image layout.",
+)
 @click.pass_obj
-def save(session: Session, name: str, output: str, form: str) -> None:
-    """Write an image as an OCI image layout."""
+def save(session: Session, names: tuple[str, ...], output: str | None, form: str) -> None:
+    """Write images to a tar archive (to stdout by default)."""
+    if form == "oci-dir":
+        if output is None or len(names) != 1:
+            raise InvalidInput("an OCI layout takes one image and a directory", hint="give -o DIR")
+        with session.open() as engine:
+            engine.images.save_layout(names[0], Path(output))
+        return
+    if output is None and sys.stdout.isatty():
+        raise InvalidInput("cowardly refusing to save to a terminal", hint="use the -o flag or redirect")
+    from pylayers.transfer.archivetar import write_output
+
     with session.open() as engine:
-        engine.images.save_layout(name, Path(output))
+        for name in names:
+            engine.images.get(name)  # before the file is touched
+        write_output(output or "-", lambda descriptor: engine.images.save(names, descriptor))
+
+
+@click.command()
+@click.option("-i", "--input", "source", metavar="FILE", help="Read from a file instead of stdin.")
+@click.option("-q", "--quiet", is_flag=True, help="Accepted for docker's sake: nothing but the result is shown.")
+@click.pass_obj
+def load(session: Session, source: str | None, quiet: bool) -> None:
+    """Load images from a docker-archive, plain or compressed."""
+    if source is None and sys.stdin.isatty():
+        raise InvalidInput("requested load from stdin, but stdin is empty", hint="give -i FILE or a pipe")
+    with session.open() as engine:
+        for image in engine.images.load(Path(source) if source is not None else sys.stdin.buffer):
+            for name, old in image.replaced:
+                click.echo(
+                    f"The image {familiar(name)} already exists, renaming the old one with ID {old} to empty string"
+                )
+            for name in image.names:
+                click.echo(f"Loaded image: {familiar(name)}")
+            if not image.names:
+                click.echo(f"Loaded image ID: {image.id}")
 
 
 def show_images(engine: Engine) -> None:
