@@ -1,4 +1,4 @@
-"""`pylayers driver`: which storage drivers work here."""
+"""`pylayers driver`: which storage drivers work here, and moving from one to another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylayers.cli.command import format_option
+from pylayers.cli.failure import warn
 from pylayers.cli.form import print_one, print_rows
 from pylayers.cli.session import Session
-from pylayers.errors import DriverError, InvalidInput
+from pylayers.errors import DriverError
 
 if TYPE_CHECKING:
     from pylayers.engine.system import DriverRow
@@ -35,13 +36,16 @@ def describe(row: DriverRow) -> dict[str, Any]:
 def ls(session: Session, form: str | None) -> None:
     """List the storage drivers in the order of preference; each is tried for real."""
     with session.open() as engine:
-        rows = [describe(row) for row in engine.system.drivers()]
+        table = engine.system.drivers()
+    rows = [describe(row) for row in table.rows]
     if form in (None, "table"):
         for row in rows:
             row["Chosen"] = "*" if row["Chosen"] else ""
             row["Usable"] = "yes" if row["Usable"] else "no"
             row["HasData"] = "yes" if row["HasData"] else ""
     print_rows(TITLES, rows, form)
+    if table.error is not None:
+        warn(table.error.message + (f" (hint: {table.error.hint})" if table.error.hint else ""))
 
 
 @click.command()
@@ -51,10 +55,7 @@ def ls(session: Session, form: str | None) -> None:
 def probe(session: Session, name: str, form: str | None) -> int:
     """Try one storage driver; leave with 8 when it doesn't work here."""
     with session.open() as engine:
-        rows = {row.status.name: describe(row) for row in engine.system.drivers()}
-    row = rows.get(name)
-    if row is None:
-        raise InvalidInput(f"there is no storage driver {name!r}", hint=f"choose from: {', '.join(rows)}")
+        row = describe(engine.system.probe_driver(name))
     if form is not None:
         print_one(row, form)
         return 0 if row["Usable"] else DriverError.exit_code
@@ -62,3 +63,17 @@ def probe(session: Session, name: str, form: str | None) -> int:
         raise DriverError(f"{name} does not work here: {row['Reason']}")
     click.echo(f"{name} works here")
     return 0
+
+
+@click.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.pass_obj
+def migrate(session: Session, source: str, target: str) -> None:
+    """Move containers and images from one storage driver to another; run it again when it was interrupted."""
+    with session.open() as engine:
+        done = engine.system.migrate(source, target)
+    for container in done.containers:
+        click.echo(container)
+    counts = f"{len(done.containers)} containers, {len(done.snapshots)} image snapshots"
+    click.echo(f"moved from {source} to {target}: {counts}", err=True)

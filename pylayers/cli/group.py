@@ -64,6 +64,7 @@ SYSTEM = {
 }
 DRIVER = {
     "ls": Verb("driver", "ls", "List the storage drivers and whether they work here"),
+    "migrate": Verb("driver", "migrate", "Move containers and images to another storage driver"),
     "probe": Verb("driver", "probe", "Try one storage driver"),
 }
 ROOT = {

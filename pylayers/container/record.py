@@ -54,6 +54,8 @@ class ContainerSpec:
     volumes: tuple[str, ...] = ()
     anonymous_volumes: tuple[str, ...] = ()
     restart_policy: str = "no"
+    storage_options: tuple[tuple[str, str], ...] = ()  # --storage-opt, as given
+    size_limit_bytes: int = 0  # of the writable layer; 0: none
     created: str = ""  # RFC 3339
 
 
@@ -88,7 +90,8 @@ def spec_from_json(content: bytes) -> ContainerSpec:
     values["process"] = Process(**_tuples(values["process"]))
     values["mounts"] = tuple(ContainerMount(**one) for one in values["mounts"])
     values["rootfs"] = tuple(Mount(**_tuples(one)) for one in values["rootfs"])
-    values["labels"] = tuple((name, value) for name, value in values["labels"])
+    for pairs in ("labels", "storage_options"):
+        values[pairs] = tuple((name, value) for name, value in values.get(pairs, ()))
     return ContainerSpec(**_tuples(values))
 
 
@@ -121,6 +124,19 @@ def create(directory: Path, spec: ContainerSpec) -> None:
         write_atomically(directory / CONFIG, spec_to_json(spec))
     except OSError as error:
         raise translate_os_error(error, f"create container {spec.id[:12]}") from error
+
+
+def rewrite(directory: Path, spec: ContainerSpec) -> None:
+    """Replace a container's spec, durably, in one step; the caller holds its lock."""
+    try:
+        write_atomically(directory / CONFIG, spec_to_json(spec))
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise translate_os_error(error, f"rewrite container {spec.id[:12]}") from error
 
 
 def load_spec(directory: Path) -> ContainerSpec:

@@ -57,6 +57,13 @@ class Engine:
                 self._driver = open_snapshotter(self.store.root, self.driver_name)
             return self._driver
 
+    def close_driver(self) -> None:
+        """Close the storage driver; the next use chooses anew."""
+        with self._lock:
+            if self._driver is not None:
+                self._driver.close()
+                self._driver = None
+
     def runtime(self) -> Runtime:
         """Return the OCI runtime. Raises RuntimeMissing."""
         from pylayers.container.runtime import find_runtime
@@ -121,10 +128,7 @@ class Engine:
 
     def close(self) -> None:
         """Close the driver and the store."""
-        with self._lock:
-            if self._driver is not None:
-                self._driver.close()
-                self._driver = None
+        self.close_driver()
         self.store.close()
 
     def __enter__(self) -> Engine:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import Conflict, NotFound, PylayersError
-from pylayers.image.unpack import has_snapshot
+from pylayers.image.unpack import UNPACKING, has_snapshot
 from pylayers.oci.chain import chain_ids
 from pylayers.volume.volumes import disk_bytes
 
 if TYPE_CHECKING:
     from pylayers.engine import Engine
+    from pylayers.engine.migrate import Migrated
     from pylayers.snapshot.select import DriverStatus
     from pylayers.store.check import Problem
 
@@ -46,6 +47,14 @@ class DriverRow:
 
     status: DriverStatus
     chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DriverTable:
+    """Hold driver ls: a row for each driver, and why none could be chosen."""
+
+    rows: tuple[DriverRow, ...]
+    error: PylayersError | None
 
 
 class SystemActions:
@@ -193,7 +202,7 @@ class SystemActions:
         metadata = self._engine.store.metadata
         driver = self._engine.driver()
         # Listed first: what a build commits after this is not looked at.
-        snapshots = [found.name for found in driver.walk() if not found.name.startswith("unpack-")]
+        snapshots = [found.name for found in driver.walk() if not found.name.startswith(UNPACKING)]
         wanted = {chain.chain_id for chain in metadata.chains.walk()}
         wanted |= {container.id for container in metadata.containers.walk()}
         wanted |= {name for kind, name in metadata.leases.items() if kind == "snapshot"}
@@ -208,15 +217,38 @@ class SystemActions:
                     continue  # a container made meanwhile stands on it; the next prune takes it
         return freed_bytes
 
-    def drivers(self) -> list[DriverRow]:
-        """Probe every storage driver, and tell which one is chosen."""
+    def drivers(self) -> DriverTable:
+        """Probe every storage driver, and tell which one is chosen, or why none."""
         from pylayers.snapshot.select import choose_driver, list_drivers
 
+        chosen, error = "", None
+        try:
+            chosen = choose_driver(self._engine.root, self._engine.driver_name)
+        except PylayersError as found:
+            error = found
+        rows = tuple(DriverRow(status, status.name == chosen) for status in list_drivers(self._engine.root))
+        return DriverTable(rows, error)
+
+    def probe_driver(self, name: str) -> DriverRow:
+        """Probe one storage driver. Raises InvalidInput for an unknown name."""
+        from pylayers.snapshot.select import choose_driver, probe_driver
+
+        status = probe_driver(self._engine.root, name)
         try:
             chosen = choose_driver(self._engine.root, self._engine.driver_name)
         except PylayersError:
             chosen = ""
-        return [DriverRow(status, status.name == chosen) for status in list_drivers(self._engine.root)]
+        return DriverRow(status, name == chosen)
+
+    def migrate(self, source: str, target: str) -> Migrated:
+        """Move all that a storage driver holds to another one in this root; an interrupted move is taken up again.
+
+        Raises Conflict while a container runs or another process has the root open, Unsupported for a container's
+        size limit that the target can't keep; nothing is lost then.
+        """
+        from pylayers.engine.migrate import migrate
+
+        return migrate(self._engine, source, target)
 
     def check(self, *, repair: bool = False) -> list[Problem]:
         """Read the whole store and compare it with its digests."""

@@ -10,6 +10,8 @@ from pylayers.oci.chain import chain_id
 from pylayers.snapshot.snapshotter import Snapshotter
 from pylayers.store.layer import Layer
 
+UNPACKING = "unpack-"  # how the keys of half-made unpackings begin
+
 
 def unpack_layers(driver: Snapshotter, diff_ids: Sequence[str], open_layer: Callable[[str], Layer]) -> str | None:
     """Return the name (chain id) of the snapshot with all layers applied; None for no layers.
@@ -28,7 +30,7 @@ def unpack_layers(driver: Snapshotter, diff_ids: Sequence[str], open_layer: Call
 
 def unpack_one(driver: Snapshotter, name: str, parent: str | None, layer: Layer) -> None:
     """Apply one layer over its parent and commit the result under its chain id."""
-    key = f"unpack-{uuid.uuid4().hex}"
+    key = f"{UNPACKING}{uuid.uuid4().hex}"
     driver.prepare(key, parent)
     try:
         driver.apply(key, layer)

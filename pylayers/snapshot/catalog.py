@@ -25,7 +25,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pylayers.errors import AlreadyExists, Conflict, DriverError, InvalidInput, NotFound, translate_os_error
+from pylayers.errors import (
+    AlreadyExists,
+    Conflict,
+    DriverError,
+    InvalidInput,
+    NotFound,
+    Unsupported,
+    translate_os_error,
+)
 from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
 
 LOGGER = logging.getLogger("pylayers.snapshot")
@@ -33,6 +41,9 @@ MAKING = ".making-"
 REMOVING = ".removing-"
 PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:@+=,")
 LONGEST_NAME_BYTES = 4096
+RECORD_FILE = "snapshot.json"
+VERSION_FILE = "version"
+FORMAT_VERSION = 1  # of the driver's folder; raised when an older pylayers would misread it
 CLOCK_REALTIME_COARSE = 5  # the clock of file timestamps: never ahead of the next ctime (linux/time.h)
 
 
@@ -77,9 +88,17 @@ class Catalog:
         self.root = root
         self._discard = discard
         self._closed = False
+        stranger = explain_version(root)
+        if stranger:
+            raise Unsupported(stranger, hint="use the pylayers that wrote it, or choose another root with --root")
         try:
             (root / "by-name").mkdir(mode=0o700, parents=True, exist_ok=True)
             (root / "lock").touch(mode=0o600)
+            if not (root / VERSION_FILE).exists():
+                with self._locked():
+                    fresh = root / f"{VERSION_FILE}.new"
+                    _write_synced(fresh, f"{FORMAT_VERSION}\n".encode())
+                    os.replace(fresh, root / VERSION_FILE)
         except OSError as error:
             raise translate_os_error(error, f"open the snapshots in {root}") from error
         self._recover()
@@ -155,7 +174,7 @@ class Catalog:
             (hidden / "children").mkdir(mode=0o700)
             make(hidden, record, above)
             record = replace(record, settled_ns=time.clock_gettime_ns(CLOCK_REALTIME_COARSE))
-            _write_synced(hidden / "snapshot.json", record.encode())
+            _write_synced(hidden / RECORD_FILE, record.encode())
             with self._locked():
                 now = self._check_new(name, parent)
                 if now is not None and above is not None and now.id != above.id:
@@ -190,7 +209,7 @@ class Catalog:
             self._point(name, record.id)
             fresh = directory / "snapshot.json.new"
             _write_synced(fresh, replace(record, name=name, kind=SnapshotKind.COMMITTED).encode())
-            os.replace(fresh, directory / "snapshot.json")
+            os.replace(fresh, directory / RECORD_FILE)
             _sync_directory(directory)
             if name != key:
                 (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
@@ -245,7 +264,7 @@ class Catalog:
         return [entry.name for entry in os.scandir(self.root) if len(entry.name) == 32 and entry.is_dir()]
 
     def _read(self, identity: str) -> Record | None:
-        path = self.root / identity / "snapshot.json"
+        path = self.root / identity / RECORD_FILE
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -310,6 +329,23 @@ def escape(name: str) -> str:
     plain = "".join(chr(byte) if byte in PLAIN_BYTES or (byte == 46 and at) else f"%{byte:02x}"
                     for at, byte in enumerate(raw))  # fmt: skip
     return plain if len(plain) <= 200 else "%%" + hashlib.sha256(raw).hexdigest()
+
+
+def explain_version(root: Path) -> str:
+    """Say why a driver's folder is not this version's to touch; "" where it is (or is still to be made)."""
+    path = root / VERSION_FILE
+    try:
+        text = path.read_text("ascii", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if text == str(FORMAT_VERSION):
+        return ""
+    return (
+        f"the snapshots in {root} were written by another version of pylayers: "
+        f"format {text[:40]!r}, this one knows {FORMAT_VERSION}"
+    )
 
 
 def delete_tree(directory: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
+from pylayers.snapshot.backing import find_file_system, refuse_backing
+from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
 
 DRIVER_ORDER = ("erofs", "overlay2", "fuse-overlayfs", "btrfs", "zfs", "aufs", "overlay", "devicemapper", "vfs")
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
+MIGRATION_FILE = "migrating"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +57,46 @@ def load_implementation(name: str) -> Implementation:
 def list_drivers(root: Path) -> list[DriverStatus]:
     """Probe every driver of the design on a data root, in the order of preference. Takes some milliseconds."""
     with _probe_directory(root) as scratch:
-        return [DriverStatus(name, _probe(name, scratch), name in MODULES, has_data(root, name))
-                for name in DRIVER_ORDER]  # fmt: skip
+        return [_status(root, name, scratch) for name in DRIVER_ORDER]
+
+
+def probe_driver(root: Path, name: str) -> DriverStatus:
+    """Probe one driver on a data root. Raises InvalidInput for an unknown name."""
+    check_name(name)
+    with _probe_directory(root) as scratch:
+        return _status(root, name, scratch)
+
+
+def check_name(name: str) -> str:
+    """Return a driver's name. Raises InvalidInput for one that the design doesn't have."""
+    if name not in DRIVER_ORDER:
+        raise InvalidInput(f"there is no storage driver {name!r}", hint=f"choose from: {', '.join(DRIVER_ORDER)}")
+    return name
 
 
 def choose_driver(root: Path, requested: str | None = None) -> str:
     """Name the driver for a data root.
 
-    What was asked for (the argument, else PYLAYERS_DRIVER) wins and must work; else the driver that has data here is
-    kept; else the first whose probe passes. Raises InvalidInput for an unknown name, DriverError where the driver
-    cannot work, Conflict when several have data.
+    What was asked for (the argument, else PYLAYERS_DRIVER) must work, and mustn't leave another driver's data behind;
+    else the driver that has data here is kept; else the first whose probe passes. Raises InvalidInput for an unknown
+    name, DriverError where the driver cannot work, Conflict when others have data.
     """
     wanted = requested or os.environ.get(DRIVER_VARIABLE)
     if wanted:
-        if wanted not in DRIVER_ORDER:
-            raise InvalidInput(f"there is no storage driver {wanted!r}", hint=f"choose from: {', '.join(DRIVER_ORDER)}")
-        _require(root, wanted, "was asked for")
-        return wanted
+        check_name(wanted)
     with_data = [name for name in DRIVER_ORDER if has_data(root, name)]
+    if wanted and (wanted in with_data or not with_data):
+        require_driver(root, wanted, "was asked for")
+        return wanted
+    if wanted:
+        raise _other_data(root, wanted, with_data)
     if len(with_data) > 1:
         raise Conflict(
             f"{root} has snapshots of several storage drivers: {', '.join(with_data)}",
-            hint=f"choose one with --driver or {DRIVER_VARIABLE}",
+            hint=_explain_several(root, with_data),
         )
     if with_data:
-        _require(root, with_data[0], f"has snapshots in {root}")
+        require_driver(root, with_data[0], f"has snapshots in {root}")
         return with_data[0]
     reasons: list[str] = []
     with _probe_directory(root) as scratch:
@@ -90,22 +108,66 @@ def choose_driver(root: Path, requested: str | None = None) -> str:
     raise DriverError(f"no storage driver works in {root}: {'; '.join(reasons)}", hint="pylayers driver ls")
 
 
+def _other_data(root: Path, wanted: str, with_data: Sequence[str]) -> Conflict:
+    """Say what to do about a wish for a driver without data in a root that has another's."""
+    moves = " && ".join(f"pylayers driver migrate {name} {wanted}" for name in with_data)
+    drivers = f"driver {with_data[0]}" if len(with_data) == 1 else f"drivers {', '.join(with_data)}"
+    return Conflict(
+        f"storage driver {wanted} was asked for, but {root} has snapshots of {drivers}, which would be out of sight",
+        hint=f"move them with: {moves}; or leave out --driver and {DRIVER_VARIABLE}",
+    )
+
+
+def _explain_several(root: Path, with_data: Sequence[str]) -> str:
+    """Say how to come back to one driver: by ending a migration that was interrupted, or by one."""
+    for name in with_data:
+        target = migration_target(root, name)
+        if target:
+            return f"a migration was interrupted; finish it with: pylayers driver migrate {name} {target}"
+    ways = f"pylayers driver migrate {with_data[1]} {with_data[0]}"
+    return f"choose one with --driver or {DRIVER_VARIABLE}, or move all to one with: {ways}"
+
+
+def mark_migration(root: Path, name: str, target: str) -> None:
+    """Note in a driver's folder where its snapshots are being moved to; "" ends that."""
+    path = root / name / MIGRATION_FILE
+    if target:
+        path.write_text(f"{target}\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def migration_target(root: Path, name: str) -> str:
+    """Name the driver that a driver's snapshots are being moved to, "" for none."""
+    try:
+        target = (root / name / MIGRATION_FILE).read_text("ascii", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return target if target in DRIVER_ORDER else ""
+
+
 def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
     """Choose the driver of a data root and open it at <root>/<driver>."""
-    name = choose_driver(root, requested)
+    return open_driver(root, choose_driver(root, requested))
+
+
+def open_driver(root: Path, name: str) -> Snapshotter:
+    """Open a driver of this version at <root>/<driver>, whatever else is there."""
     return load_implementation(name).Driver(root / name)
 
 
 def has_data(root: Path, name: str) -> bool:
     """Tell whether a driver's directory holds snapshots (for a driver this version lacks: anything)."""
+    implemented = name in MODULES
     try:
-        with os.scandir(root / name / "by-name" if name in MODULES else root / name) as entries:
-            return any(True for _ in entries)
+        with os.scandir(root / name / "by-name" if implemented else root / name) as entries:
+            return any(not implemented or os.path.exists(f"{entry.path}/{RECORD_FILE}") for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _require(root: Path, name: str, why: str) -> None:
+def require_driver(root: Path, name: str, why: str) -> None:
+    """Try a driver that has to work. Raises DriverError with the reason when it doesn't."""
     with _probe_directory(root) as scratch:
         found = _probe(name, scratch)
     if not found.usable:
@@ -114,9 +176,16 @@ def _require(root: Path, name: str, why: str) -> None:
         )
 
 
+def _status(root: Path, name: str, scratch: Path) -> DriverStatus:
+    stranger = explain_version(root / name) if name in MODULES else ""
+    found = Probe(False, stranger) if stranger else _probe(name, scratch)
+    return DriverStatus(name, found, name in MODULES, has_data(root, name))
+
+
 def _probe(name: str, scratch: Path) -> Probe:
     if name in MODULES:
-        return load_implementation(name).probe(scratch)
+        refused = refuse_backing(name, scratch)
+        return Probe(False, refused) if refused else load_implementation(name).probe(scratch)
     missing = "; ".join(_missing(name, scratch))
     here = f"; this machine also lacks what it would need: {missing}" if missing else ""
     return Probe(False, f"not in this version of pylayers{here}")
@@ -128,8 +197,8 @@ def _missing(name: str, scratch: Path) -> Iterator[str]:
     wanted = {"erofs": "erofs", "btrfs": "btrfs", "aufs": "aufs", "overlay": "overlay"}.get(name)
     if wanted and wanted not in file_systems:
         yield f"the running kernel has no {wanted} (or its module is not loaded)"
-    if name == "btrfs" and _file_system_of(scratch) != "btrfs":
-        yield f"the data root is on {_file_system_of(scratch)}, not on btrfs"
+    if name == "btrfs" and find_file_system(scratch) != "btrfs":
+        yield f"the data root is on {find_file_system(scratch)}, not on btrfs"
     if name == "fuse-overlayfs":
         if shutil.which("fuse-overlayfs") is None:
             yield "no fuse-overlayfs program on the PATH"
@@ -145,19 +214,6 @@ def _missing(name: str, scratch: Path) -> Iterator[str]:
             yield "no dmsetup program on the PATH"
         if not Path("/dev/mapper/control").exists():
             yield "no /dev/mapper/control"
-
-
-def _file_system_of(directory: Path) -> str:
-    """Name the type of the file system that holds a directory."""
-    best, best_length = "unknown", -1
-    place = os.path.realpath(directory)
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        point = fields[4]
-        inside = place == point or place.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best_length:
-            best, best_length = fields[fields.index("-") + 1], len(point)
-    return best
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Store:
         try:
             lock = Lock(root / "image" / "store.lock", exclusive=False, wait=False)
         except BlockingIOError:
-            raise Conflict(f"{root}: the store is being rebuilt by another process") from None
+            raise Conflict(f"{root}: the store is being rebuilt or migrated by another process") from None
         try:
             store = cls(root, lock)
             store._workspace.sweep()
@@ -162,13 +162,22 @@ class Store:
         """
         from pylayers.store.check import rebuild
 
+        with self.alone("rebuilt"):
+            rebuild(self)
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Keep every other process out of the root for the block; `what` is about to be done to the store.
+
+        Raises Conflict while another process, or another Store of this one, has the root open.
+        """
         with self._mutex:
             if self._leases:
-                raise Conflict("the store cannot be rebuilt while this process holds a lease")
+                raise Conflict(f"the store cannot be {what} while this process holds a lease")
         if not self._lock.try_upgrade():
-            raise Conflict(f"{self.root}: another process uses the store", hint="end it, then rebuild again")
+            raise Conflict(f"{self.root}: another process uses the store", hint="end it, then try again")
         try:
-            rebuild(self)
+            yield
         finally:
             self._lock.downgrade()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pylayers.errors import Conflict, DriverError, InvalidInput
+from pylayers.errors import Conflict, DriverError, InvalidInput, Unsupported
 from pylayers.snapshot import select, vfs
 from pylayers.snapshot.snapshotter import Probe
 
@@ -85,9 +85,68 @@ def test_an_emptied_driver_is_not_kept(tmp_path: Path) -> None:
 def test_several_drivers_with_data_are_an_error(tmp_path: Path) -> None:
     fill_vfs(tmp_path)
     (tmp_path / "btrfs" / "subvolumes").mkdir(parents=True)
-    with pytest.raises(Conflict, match="btrfs, vfs"):
+    with pytest.raises(Conflict, match="btrfs, vfs") as caught:
         select.choose_driver(tmp_path)
+    assert "pylayers driver migrate vfs btrfs" in (caught.value.hint or "")
     assert select.choose_driver(tmp_path, "vfs") == "vfs"
+    select.mark_migration(tmp_path, "vfs", "btrfs")
+    with pytest.raises(Conflict, match="btrfs, vfs") as caught:
+        select.choose_driver(tmp_path)
+    assert "interrupted; finish it with: pylayers driver migrate vfs btrfs" in (caught.value.hint or "")
+    select.mark_migration(tmp_path, "vfs", "")
+    assert not select.migration_target(tmp_path, "vfs")
+
+
+def test_a_wish_leaves_no_data_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay2 = select.load_implementation("overlay2")
+    monkeypatch.setattr(overlay2, "probe", lambda directory: Probe(True))
+    assert select.choose_driver(tmp_path, "overlay2") == "overlay2"
+    fill_vfs(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Conflict, match=r"overlay2 was asked for, but .* has snapshots of driver vfs") as caught:
+        select.choose_driver(tmp_path, "overlay2")
+    assert "pylayers driver migrate vfs overlay2" in (caught.value.hint or "")
+    monkeypatch.setenv(select.DRIVER_VARIABLE, "overlay2")
+    with pytest.raises(Conflict, match="has snapshots of driver vfs"):
+        select.open_snapshotter(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert select.choose_driver(tmp_path, "vfs") == "vfs"
+    driver = vfs.Driver(tmp_path / "vfs")
+    driver.remove("a")
+    driver.close()
+    assert select.choose_driver(tmp_path) == "overlay2"
+
+
+def test_stale_pointers_are_no_data(tmp_path: Path) -> None:
+    fill_vfs(tmp_path)
+    (tmp_path / "overlay2" / "by-name").mkdir(parents=True)
+    (tmp_path / "overlay2" / "by-name" / "gone").symlink_to("../" + "0" * 32)
+    assert select.choose_driver(tmp_path) == "vfs"
+
+
+@pytest.mark.parametrize("written", ["2", "0", "", "one"])
+def test_data_of_another_version_is_refused_untouched(tmp_path: Path, written: str) -> None:
+    fill_vfs(tmp_path)
+    assert (tmp_path / "vfs" / "version").read_text() == "1\n"
+    (tmp_path / "vfs" / "version").write_text(f"{written}\n")
+    (tmp_path / "vfs" / ".making-x").mkdir()
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(Unsupported, match=rf"vfs were written by another version of pylayers: format {written!r}"):
+        select.open_snapshotter(tmp_path)
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "vfs").rglob("*")}.items() <= before.items()
+    listed = {one.name: one for one in select.list_drivers(tmp_path)}
+    assert listed["vfs"].has_data
+    assert not listed["vfs"].probe.usable
+    assert "another version" in listed["vfs"].probe.reason
+
+
+def test_data_from_before_versions_is_taken_over(tmp_path: Path) -> None:
+    fill_vfs(tmp_path)
+    (tmp_path / "vfs" / "version").unlink()
+    driver = select.open_snapshotter(tmp_path)
+    assert [one.name for one in driver.walk()] == ["a"]
+    driver.close()
+    assert (tmp_path / "vfs" / "version").read_text() == "1\n"
 
 
 def test_data_of_a_driver_this_version_lacks_is_an_error(tmp_path: Path) -> None:
@@ -106,6 +165,12 @@ def test_a_wish_wins_or_fails_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert select.choose_driver(tmp_path, "vfs") == "vfs"
     with pytest.raises(InvalidInput, match="no storage driver 'floppy'"):
         select.choose_driver(tmp_path, "floppy")
+
+
+def test_one_driver_is_probed_by_name(tmp_path: Path) -> None:
+    assert select.probe_driver(tmp_path, "vfs") == select.DriverStatus("vfs", Probe(True), True, False)
+    with pytest.raises(InvalidInput, match="no storage driver 'floppy'"):
+        select.probe_driver(tmp_path, "floppy")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may mount")
