@@ -26,10 +26,11 @@ IMAGE = {
     "history": Verb("image", "history", "Show the steps of an image"),
     "import": Verb("image", "import_", "Make an image from a root file system's tar"),
     "inspect": Verb("inspect", "inspect_image", "Show everything known of images"),
+    "load": Verb("image", "load", "Load images from a docker-archive"),
     "ls": Verb("image", "images", "List images"),
     "prune": Verb("image", "prune", "Remove unused images"),
     "rm": Verb("image", "rmi", "Remove images"),
-    "save": Verb("image", "save", "Write an image as an OCI image layout"),
+    "save": Verb("image", "save", "Write images to a tar archive"),
     "tag": Verb("image", "tag", "Give an image another name"),
 }
 CONTAINER = {
@@ -78,6 +79,7 @@ ROOT = {
     "import": IMAGE["import"],
     "info": SYSTEM["info"],
     "inspect": Verb("inspect", "inspect", "Show everything known of images, containers and volumes"),
+    "load": IMAGE["load"],
     "ps": CONTAINER["ls"],
     "rmi": IMAGE["rm"],
     "save": IMAGE["save"],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pylayers.build.state import StageState
     from pylayers.engine import Engine
     from pylayers.oci.platform import Platform
+    from pylayers.transfer.load import LoadedImage
 
 Names = list[str]
 EPOCH = "1970-01-01T00:00:00Z"
@@ -243,6 +244,38 @@ class ImageActions:
         held, wanted = sizes(self.get(other)), sizes(self.get(name))
         missing = sum(size for digest, size in wanted.items() if digest not in held)
         return ChunkComparison(len(wanted), sum(wanted.values()), missing)
+
+    def load(self, source: Path | IO[bytes]) -> Sequence[LoadedImage]:
+        """Bring in every image of a docker-archive; layers, configs and diff_ids stay bit for bit.
+
+        Raises NotFound, InvalidInput for what is no docker-archive, IntegrityError where a digest differs; nothing of
+        a failed load stays.
+        """
+        from pylayers.transfer.load import load_archive
+
+        try:
+            return load_archive(self._engine.store, source)
+        except BaseException:
+            self._engine.collect()
+            raise
+
+    def save(self, names: Sequence[str], write_to: int) -> None:
+        """Write images with their names as one docker-archive, which is an OCI layout too, to a file or pipe.
+
+        A name that is an id or a digest brings its image along without a name. The same images give the same bytes.
+        """
+        from pylayers.transfer.archivetar import write_archive
+        from pylayers.transfer.save import bundle_images
+
+        chosen: dict[str, tuple[Image, list[str]]] = {}
+        for name in names:
+            image = self.get(name)
+            _, references = chosen.setdefault(image.digest, (image, []))
+            tag = self._named(name, image)
+            if tag is not None and tag not in references:
+                references.append(tag)
+        with self._engine.store.lease("save"):
+            write_archive(bundle_images(self._engine.store, list(chosen.values())), write_to)
 
     def save_layout(self, name: str, directory: Path) -> Path:
         """Write an image as an OCI image layout; data blocks are shared where the file system can, never files."""

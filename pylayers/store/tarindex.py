@@ -23,14 +23,22 @@ def index_tar(descriptor: int, size_bytes: int, name: str) -> tuple[bytearray, b
     if size_bytes == 0:
         return tarscan.scan(b"")
     with mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-        try:
-            records, heap = tarscan.scan(view)
-        except tarscan.TarFormatError as error:
-            raise IntegrityError(
-                f"{name}: malformed tar at byte {error.offset}: {error}", offset=error.offset
-            ) from error
-        hash_contents(records, heap, view)
+        return index_content(view, name)
+
+
+def index_content(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
+    """Scan a mapped tar and hash the content of every regular file; return (records, heap). Raises IntegrityError."""
+    records, heap = scan_content(tar, name)
+    hash_contents(records, heap, tar)
     return records, heap
+
+
+def scan_content(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
+    """Read every header of a mapped tar; return (records, heap). Raises IntegrityError with the byte offset."""
+    try:
+        return tarscan.scan(tar)
+    except tarscan.TarFormatError as error:
+        raise IntegrityError(f"{name}: malformed tar at byte {error.offset}: {error}", offset=error.offset) from error
 
 
 def hash_contents(records: bytearray, heap: bytearray, tar: memoryview) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pylayers._native import tarscan
 from pylayers.errors import IntegrityError, InvalidInput, Unsupported, translate_os_error
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.descriptor import Descriptor
@@ -27,6 +26,7 @@ from pylayers.store import Store
 from pylayers.store.entry import Entry, EntryTable
 from pylayers.store.lease import Lease
 from pylayers.store.metadata import ImageRecord
+from pylayers.store.tarindex import scan_content
 from pylayers.transfer.archive import BLOCK_BYTES, detect_compression, is_tar, read_pieces
 from pylayers.transfer.archivetar import DOCKER_NAME
 from pylayers.transfer.content import INDEX_NAME
@@ -59,12 +59,10 @@ class ArchiveView:
         self._mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ)
         self.content = memoryview(self._mapping)
         try:
-            self._table = EntryTable(*tarscan.scan(self.content))
-        except tarscan.TarFormatError as error:
+            self._table = EntryTable(*scan_content(self.content, name))
+        except BaseException:
             self.close()
-            raise IntegrityError(
-                f"{name}: malformed archive at byte {error.offset}: {error}", offset=error.offset
-            ) from error
+            raise
         self._entries = {self._table.path(entry): entry for entry in self._table}
 
     def close(self) -> None:

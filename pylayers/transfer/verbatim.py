@@ -10,12 +10,11 @@ import os
 import threading
 from collections.abc import Callable
 
-from pylayers._native import tarscan
 from pylayers.errors import IntegrityError, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.layer import Layer
-from pylayers.store.tarindex import hash_contents
+from pylayers.store.tarindex import index_content
 
 PIECE_BYTES = 8 << 20
 WRITERS = 2
@@ -58,9 +57,7 @@ def ingest_range(store: Store, archive_fd: int, archive: memoryview, offset: int
         tables: list[tuple[bytearray, bytearray]] = []
 
         def index() -> None:
-            records, heap = tarscan.scan(tar)
-            hash_contents(records, heap, tar)
-            tables.append((records, heap))
+            tables.append(index_content(tar, name))
 
         workers = [Worker(lambda: hasher.update(tar)), Worker(index)]
         try:
@@ -71,10 +68,6 @@ def ingest_range(store: Store, archive_fd: int, archive: memoryview, offset: int
                     worker.join()
             for worker in workers:
                 worker.finish()
-        except tarscan.TarFormatError as error:
-            raise IntegrityError(
-                f"{name}: malformed tar at byte {error.offset}: {error}", offset=error.offset
-            ) from error
         except OSError as error:
             raise translate_os_error(error, "write layer") from error
         return writer.commit(*tables[0], size_bytes, digest_from_hex(hasher.hexdigest()))
