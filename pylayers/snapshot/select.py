@@ -45,6 +45,7 @@ class Implementation(Protocol):
 MODULES = {
     "erofs": "pylayers.snapshot.erofs",
     "overlay2": "pylayers.snapshot.overlay2",
+    "btrfs": "pylayers.snapshot.btrfs",
     "vfs": "pylayers.snapshot.vfs",
 }
 

@@ -54,7 +54,14 @@ def loop_file_system(kind: str, directory: Path) -> Iterator[Path]:
         image.unlink()
 
 
-@pytest.fixture(scope="session", params=["own", "xfs", "btrfs"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a suite on the file systems that its class names: "own", "ext4", "xfs", "btrfs"."""
+    if "file_system" in metafunc.fixturenames:
+        kinds = getattr(metafunc.cls, "file_systems", ("own", "xfs", "btrfs"))
+        metafunc.parametrize("file_system", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def file_system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give a directory on each file system; "own" is the tests' own, or a loop ext4 where overlayfs can't use that."""
     if os.geteuid() != 0:
