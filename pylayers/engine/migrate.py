@@ -95,13 +95,13 @@ class _Migration:
         self._parent = engine.store.directory("containers")
         self._old = old
         self._new = new
-        self._made: list[str] = []
 
     def run(self) -> Migrated:
         """Drop what a killed run left, copy, then remove what was copied."""
         _drop_unfinished(self._old)
         _drop_unfinished(self._new)
-        specs = [spec for spec, _ in record.list_containers(self._parent)]
+        known = set(self._images())
+        specs = sorted((spec for spec, _ in record.list_containers(self._parent)), key=lambda spec: spec.created)
         for spec in specs:
             if spec.size_limit_bytes and spec.driver == self._old.name:
                 self._check_limit(spec)
@@ -112,7 +112,11 @@ class _Migration:
         _flush()
         for name in reversed([found.name for found in self._old.walk()]):
             self._old.remove(name)
-        return Migrated(tuple(moved), tuple(self._made))
+        return Migrated(tuple(moved), tuple(name for name in self._images() if name not in known))
+
+    def _images(self) -> list[str]:
+        """Name the committed snapshots that the new driver has, parents first."""
+        return [found.name for found in self._new.walk() if found.kind is SnapshotKind.COMMITTED]
 
     def undo(self) -> bool:
         """Empty the new driver again as long as no container is there: then nothing has happened, and say so."""
@@ -196,7 +200,6 @@ class _Migration:
             key = f"{UNPACKING}{name.rpartition(':')[2]}"
             self._carry(name, key, parent)
             self._new.commit(name, key)
-        self._made.append(name)
 
     def _layers(self, name: str) -> Sequence[str]:
         """Return a chain's layers, lowest first; () unless the store has all of them."""

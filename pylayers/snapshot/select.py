@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_er
 from pylayers.snapshot.backing import find_file_system, refuse_backing
 from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
+from pylayers.store.mountpoint import detach_below
 
 DRIVER_ORDER = ("erofs", "overlay2", "fuse-overlayfs", "btrfs", "zfs", "aufs", "overlay", "devicemapper", "vfs")
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
 MIGRATION_FILE = "migrating"
+PROBING = "probe-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +223,46 @@ def _missing(name: str, scratch: Path) -> Iterator[str]:
 
 @contextmanager
 def _probe_directory(root: Path) -> Iterator[Path]:
-    """Give a directory to try things in, on the data root's own file system: its tmp/."""
-    scratch = root / "tmp"
+    """Give a directory to try things in, on the data root's own file system; drop those of processes that are gone."""
+    above = root / "tmp"
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        above.mkdir(parents=True, exist_ok=True)
+        _sweep_probes(above)
+        scratch, claim = _claim_probe(above)
     except OSError as error:
-        raise translate_os_error(error, f"make {scratch}") from error
-    yield scratch
+        raise translate_os_error(error, f"make a directory in {above}") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(claim)
+
+
+def _claim_probe(above: Path) -> tuple[Path, int]:
+    """Make a directory under a flock, which tells others that its maker lives."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=PROBING, dir=above))
+        claim = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        if scratch.exists():
+            return scratch, claim
+        os.close(claim)  # another process took it for a leftover before it was locked
+
+
+def _sweep_probes(above: Path) -> None:
+    """Remove what killed probes left in a directory, their mounts included."""
+    for name in os.listdir(above):
+        if not name.startswith(PROBING):
+            continue
+        try:
+            claim = os.open(above / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            detach_below(above / name)
+            shutil.rmtree(above / name, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(claim)

@@ -23,6 +23,14 @@ def fill_vfs(root: Path) -> None:
     driver.close()
 
 
+def fill_other(root: Path, name: str) -> None:
+    """Lay down what any driver's snapshot looks like from outside."""
+    (root / name / "by-name").mkdir(parents=True)
+    (root / name / ("0" * 32)).mkdir()
+    (root / name / ("0" * 32) / "snapshot.json").write_text("{}")
+    (root / name / "by-name" / "a").symlink_to("../" + "0" * 32)
+
+
 def test_every_driver_of_the_design_is_listed(tmp_path: Path) -> None:
     listed = select.list_drivers(tmp_path)
     assert tuple(one.name for one in listed) == select.DRIVER_ORDER
@@ -84,7 +92,7 @@ def test_an_emptied_driver_is_not_kept(tmp_path: Path) -> None:
 
 def test_several_drivers_with_data_are_an_error(tmp_path: Path) -> None:
     fill_vfs(tmp_path)
-    (tmp_path / "btrfs" / "subvolumes").mkdir(parents=True)
+    fill_other(tmp_path, "btrfs")
     with pytest.raises(Conflict, match="btrfs, vfs") as caught:
         select.choose_driver(tmp_path)
     assert "pylayers driver migrate vfs btrfs" in (caught.value.hint or "")
@@ -149,7 +157,8 @@ def test_data_from_before_versions_is_taken_over(tmp_path: Path) -> None:
     assert (tmp_path / "vfs" / "version").read_text() == "1\n"
 
 
-def test_data_of_a_driver_this_version_lacks_is_an_error(tmp_path: Path) -> None:
+def test_data_of_a_driver_this_version_lacks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(select.MODULES, "btrfs", raising=False)
     (tmp_path / "btrfs" / "subvolumes").mkdir(parents=True)
     with pytest.raises(DriverError, match=r"btrfs has snapshots .* not in this version"):
         select.choose_driver(tmp_path)

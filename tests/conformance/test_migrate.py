@@ -1,0 +1,229 @@
+"""`driver migrate`: every pair of drivers that work here, refusals, and kills at every step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from pylayers.container.record import State, boot_id, load_spec, start_ticks, write_state
+from pylayers.container.runtime import probe_runtimes
+from pylayers.engine import Engine
+from pylayers.engine.container import Container
+from pylayers.engine.migrate import Migrated
+from pylayers.errors import Conflict, DriverError, InvalidInput, NoSpace, Unsupported
+from pylayers.snapshot import select
+from pylayers.snapshot.carry import carry_changes
+from pylayers.snapshot.snapshotter import SnapshotKind
+from pylayers.store.mountpoint import mount_points_below
+from tests.conformance.conftest import loop_file_system
+from tests.conformance.crash_suite import count_down
+from tests.conformance.migration_stage import change, import_base, look, mounted_root
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for mounts, devices and owners"),
+    pytest.mark.skipif(not any(one.runtime for one in probe_runtimes()), reason="needs an OCI runtime"),
+]
+PAIRS = [*permutations(select.MODULES, 2)]
+
+
+@pytest.fixture(autouse=True)
+def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(select.DRIVER_VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def btrfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with loop_file_system("btrfs", tmp_path_factory.mktemp("btrfs")) as point:
+        yield point
+
+
+def make_root(root: Path, driver: str) -> tuple[Container, Container]:
+    """Make a root with a container that changed everything, and one that changed nothing."""
+    with Engine.open(root, driver=driver) as engine:
+        import_base(engine)
+        changed = engine.containers.create("base", ["true"])
+        with mounted_root(engine, changed) as top:
+            change(top)
+        return changed, engine.containers.create("base", ["true"])
+
+
+def check_place(root: Path, driver: str, container: Container) -> None:
+    """Check that a container is this driver's alone, and that it alone has data."""
+    assert load_spec(root / "containers" / container.id).driver == driver
+    assert [name for name in select.DRIVER_ORDER if select.has_data(root, name)] == [driver]
+    assert select.choose_driver(root) == driver
+    assert not mount_points_below(root)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS, ids=["-to-".join(pair) for pair in PAIRS])
+def test_every_pair(source: str, target: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    ground = request.getfixturevalue("btrfs") if "btrfs" in (source, target) else tmp_path
+    root = ground / f"{source}-{target}"
+    for name in (source, target):
+        found = select.probe_driver(root, name).probe
+        if not found.usable:
+            pytest.skip(f"{name}: {found.reason}")
+    changed, plain = make_root(root, source)
+    with Engine.open(root) as engine:
+        before, plainly = look(engine, changed), look(engine, plain)
+        told = engine.containers.diff(changed.id)
+        images = tuple(found.name for found in engine.driver().walk() if found.kind is SnapshotKind.COMMITTED)
+        assert len(images) == 2
+        assert engine.system.migrate(source, target) == Migrated((changed.id, plain.id), images)
+    check_place(root, target, changed)
+    with Engine.open(root) as engine:
+        after = look(engine, changed)
+        assert after[1] == before[1]
+        assert after[0] == before[0]
+        assert look(engine, plain) == plainly
+        assert engine.containers.diff(changed.id) == told
+        assert engine.containers.diff(plain.id) == []
+        assert engine.system.migrate(source, target) == Migrated((), ())
+        for container in (changed, plain):
+            engine.containers.remove(container.id)
+        engine.images.remove(["base"])
+        engine.system.prune(everything=True)
+    assert not any(select.has_data(root, name) for name in select.DRIVER_ORDER)
+
+
+def test_kills_at_every_step(tmp_path: Path) -> None:
+    """A child is killed before its n-th change; its files are whole then, and the next run ends the move.
+
+    The moves go there and back, so that each kill meets a root that was migrated before.
+    """
+    root = tmp_path / "root"
+    changed, _ = make_root(root, "vfs")
+    with Engine.open(root) as engine:
+        before = look(engine, changed)
+    drivers = ["vfs", "overlay2"]
+    killed, half, step = 0, 0, 0
+    while True:
+        source, target = drivers
+        status = in_child(root, source, target, step)
+        with Engine.open(root, driver=source if select.has_data(root, source) else None) as engine:
+            assert look(engine, changed) == before
+        with_data = [name for name in drivers if select.has_data(root, name)]
+        if len(with_data) == 2:
+            half += 1
+            with Engine.open(root) as engine, pytest.raises(Conflict, match="several storage drivers") as caught:
+                engine.driver()
+            assert f"finish it with: pylayers driver migrate {source} {target}" in (caught.value.hint or "")
+        with Engine.open(root) as engine:
+            engine.system.migrate(source, target)
+        check_place(root, target, changed)
+        with Engine.open(root) as engine:
+            assert look(engine, changed) == before
+            assert [one.name for one in engine.driver().walk() if "unpack" in one.name or ".walk." in one.name] == []
+        drivers.reverse()
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        killed += 1
+        step += 1 + step // 12  # every early step, later ones more thinly: they repeat themselves
+    assert killed > 20
+    assert half > 10
+
+
+def in_child(root: Path, source: str, target: str, step: int) -> int:
+    """Migrate in a forked process that is killed before its step-th change, and return its wait status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with Engine.open(root) as engine:
+                count_down(step)
+                engine.system.migrate(source, target)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+
+def test_refusals_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    changed, plain = make_root(root, "vfs")
+    directory = root / "containers" / plain.id
+    with Engine.open(root) as engine:
+        before = look(engine, changed)
+        with pytest.raises(InvalidInput, match="from vfs to vfs"):
+            engine.system.migrate("vfs", "vfs")
+        with pytest.raises(InvalidInput, match="no storage driver 'floppy'"):
+            engine.system.migrate("vfs", "floppy")
+        monkeypatch.setattr(select.load_implementation("erofs"), "probe", lambda _: select.Probe(False, "says no"))
+        with pytest.raises(DriverError, match="erofs was asked for but does not work: says no"):
+            engine.system.migrate("vfs", "erofs")
+        with Engine.open(root), pytest.raises(Conflict, match="another process uses the store"):
+            engine.system.migrate("vfs", "overlay2")
+        write_state(
+            directory,
+            State(status="running", pid=os.getpid(), start_ticks=start_ticks(os.getpid()), boot_id=boot_id()),
+        )
+        with pytest.raises(Conflict, match=f"while containers run: {plain.name}") as caught:
+            engine.system.migrate("vfs", "overlay2")
+        assert caught.value.hint == f"pylayers stop {plain.name}"
+        write_state(directory, State())
+    check_place(root, "vfs", changed)
+    assert not (root / "overlay2").exists()
+    with Engine.open(root) as engine:
+        assert look(engine, changed) == before
+
+
+def test_a_limit_that_the_target_cannot_keep(tmp_path: Path) -> None:
+    """Said before anything moves, and the target is empty again."""
+    from dataclasses import replace
+
+    from pylayers.container.record import rewrite
+
+    root = tmp_path / "root"
+    changed, _ = make_root(root, "overlay2")
+    directory = root / "containers" / changed.id
+    rewrite(directory, replace(load_spec(directory), size_limit_bytes=1 << 20))
+    with Engine.open(root) as engine, pytest.raises(Unsupported, match=f"{changed.name} has a size limit: .* vfs"):
+        engine.system.migrate("overlay2", "vfs")
+    check_place(root, "overlay2", changed)
+    assert not select.migration_target(root, "overlay2")
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    changed, _ = make_root(root, "overlay2")
+    with Engine.open(root) as engine:
+        before = look(engine, changed)
+
+    def fill(changes: object, target: Path) -> int:
+        carry_changes(changes, target)  # type: ignore[arg-type]
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("pylayers.engine.migrate.carry_changes", fill)
+    with Engine.open(root) as engine, pytest.raises(NoSpace, match=r"copy snapshot .* to vfs: No space"):
+        engine.system.migrate("overlay2", "vfs")
+    monkeypatch.undo()
+    check_place(root, "overlay2", changed)
+    with Engine.open(root) as engine:
+        assert look(engine, changed) == before
+        engine.system.migrate("overlay2", "vfs")
+        assert look(engine, changed) == before
+    check_place(root, "vfs", changed)
+
+
+def test_an_image_whose_layers_the_store_lost(tmp_path: Path) -> None:
+    """Its snapshot is then the only copy, and is carried over itself."""
+    root = tmp_path / "root"
+    changed, _ = make_root(root, "overlay2")
+    with Engine.open(root) as engine:
+        before = look(engine, changed)
+        for diff_id in list(engine.store.layers.walk()):
+            engine.store.layers.delete(diff_id)
+        engine.system.migrate("overlay2", "vfs")
+        after = look(engine, changed)
+        assert after[0] == before[0]
+        assert after[1] == before[1]
+    check_place(root, "vfs", changed)
