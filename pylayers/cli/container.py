@@ -16,6 +16,7 @@ from pylayers.cli.form import (
     read_moment,
     show_ago,
     show_duration,
+    show_size,
 )
 from pylayers.cli.session import Session
 from pylayers.errors import InvalidInput, NotFound
@@ -116,17 +117,32 @@ PS_TITLES = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES")
 @click.option("-a", "--all", "everything", is_flag=True, help="Show those that don't run, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Show ids only.")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids and commands.")
+@click.option("-s", "--size", "sizes", is_flag=True, help="Count what each takes on disk.")
 @format_option
 @click.pass_obj
-def ps(session: Session, everything: bool, quiet: bool, no_trunc: bool, form: str | None) -> None:
+def ps(session: Session, everything: bool, quiet: bool, no_trunc: bool, sizes: bool, form: str | None) -> None:
     """List containers."""
     with session.open() as engine:
         containers = engine.containers.list(everything=everything)
+        rows = [describe_row(container, no_trunc=no_trunc) for container in containers]
+        # docker, too, counts when a template asks for it.
+        if not quiet and (sizes or (form is not None and ".Size" in form)):
+            for row, container in zip(rows, containers, strict=True):
+                row["Size"] = show_sizes(engine, container.id)
     if quiet:
         for container in containers:
             click.echo(container.id if no_trunc else container.id[:12])
         return
-    print_rows(PS_TITLES, [describe_row(container, no_trunc=no_trunc) for container in containers], form)
+    print_rows((*PS_TITLES, "SIZE") if sizes else PS_TITLES, rows, form)
+
+
+def show_sizes(engine: Engine, container_id: str) -> str:
+    """Return docker's words for what a container takes; "" when it is removed meanwhile."""
+    try:
+        size = engine.containers.size(container_id)
+    except NotFound:
+        return ""
+    return f"{show_size(size.own_bytes)} (virtual {show_size(size.root_bytes)})"
 
 
 def describe_row(container: Container, *, no_trunc: bool = False) -> dict[str, Any]:
@@ -139,6 +155,7 @@ def describe_row(container: Container, *, no_trunc: bool = False) -> dict[str, A
         "CreatedSince": show_ago(read_moment(container.created) or 0),
         "Status": show_status(container),
         "Names": container.name,
+        "Size": "",
         "State": container.state,
         "CreatedAt": container.created,
         "ExitCode": container.exit_code,

@@ -20,15 +20,18 @@ KINDS = ("container", "image", "volume")  # in docker's order of search
 names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
 form_option = click.option("-f", "--format", "form", metavar="FORMAT", help="'json' or a template such as '{{.Id}}'.")
 
+size_option = click.option("-s", "--size", "sizes", is_flag=True, help="Count what containers take on disk.")
+
 
 @click.command()
 @names_argument
 @form_option
+@size_option
 @click.option("--type", "kind", type=click.Choice(KINDS), help="Look for this kind only.")
 @click.pass_obj
-def inspect(session: Session, names: tuple[str, ...], form: str | None, kind: str | None) -> int:
+def inspect(session: Session, names: tuple[str, ...], form: str | None, sizes: bool, kind: str | None) -> int:
     """Show everything known of images, containers and volumes."""
-    return show(session, names, form, KINDS if kind is None else (kind,))
+    return show(session, names, form, KINDS if kind is None else (kind,), sizes=sizes)
 
 
 @click.command(name="inspect")
@@ -43,13 +46,16 @@ def inspect_image(session: Session, names: tuple[str, ...], form: str | None) ->
 @click.command(name="inspect")
 @names_argument
 @form_option
+@size_option
 @click.pass_obj
-def inspect_container(session: Session, names: tuple[str, ...], form: str | None) -> int:
+def inspect_container(session: Session, names: tuple[str, ...], form: str | None, sizes: bool) -> int:
     """Show everything known of containers."""
-    return show(session, names, form, ("container",))
+    return show(session, names, form, ("container",), sizes=sizes)
 
 
-def show(session: Session, names: Sequence[str], form: str | None, kinds: Sequence[str]) -> int:
+def show(
+    session: Session, names: Sequence[str], form: str | None, kinds: Sequence[str], *, sizes: bool = False
+) -> int:
     """Print what is found, as one array or by a template, and tell what isn't."""
     from pylayers.cli.failure import report
 
@@ -59,7 +65,8 @@ def show(session: Session, names: Sequence[str], form: str | None, kinds: Sequen
     with session.open() as engine:
         for name in names:
             try:
-                found.append(find(engine, name, kinds))
+                one = find(engine, name, kinds)
+                found.append({**one, **count_sizes(engine, one)} if sizes and "HostConfig" in one else one)
             except PylayersError as error:
                 failures.append(error)
     if form is None:
@@ -71,6 +78,12 @@ def show(session: Session, names: Sequence[str], form: str | None, kinds: Sequen
         failed = report(failure)
         code = code or failed
     return code
+
+
+def count_sizes(engine: Engine, container: dict[str, Any]) -> dict[str, int]:
+    """Return docker's two sizes of a container."""
+    size = engine.containers.size(container["Id"])
+    return {"SizeRw": size.own_bytes, "SizeRootFs": size.root_bytes}
 
 
 def find(engine: Engine, name: str, kinds: Sequence[str]) -> dict[str, Any]:

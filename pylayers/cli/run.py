@@ -59,6 +59,8 @@ OPTIONS = (
     click.option("--stop-timeout", "stop_timeout_s", type=click.IntRange(min=0), metavar="SECONDS",
                  help="How long stop waits before it kills."),
     repeatable("--security-opt", "security", metavar="OPTION", help="no-new-privileges or seccomp=PROFILE."),
+    repeatable("--storage-opt", "storage_options", metavar="NAME=VALUE",
+               help="size=10G limits the writable layer, where the storage driver can."),
     repeatable("--device", "devices", metavar="PATH[:PATH[:rwm]]", help="Give it a host device."),
 )  # fmt: skip
 
@@ -171,6 +173,7 @@ def read_options(given: Mapping[str, Any]) -> ContainerOptions:
         labels=read_pairs(given["labels"]),
         stop_signal=check_signal(given["stop_signal"]),
         stop_timeout_s=given["stop_timeout_s"],
+        storage_options=given["storage_options"],
         isolation=read_isolation(given),
     )
 

@@ -16,6 +16,7 @@ from pylayers.container.record import ContainerSpec, State
 from pylayers.engine.change import drop_mount_points
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import check_name, invent_name
+from pylayers.engine.storage import limit_snapshot, read_storage_options
 from pylayers.errors import InvalidInput, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.image.view import Image, find_image, load_image
@@ -53,6 +54,7 @@ class ContainerOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     stop_signal: str = ""
     stop_timeout_s: int | None = None
+    storage_options: tuple[str, ...] = ()  # --storage-opt: size=10G limits the writable layer where the driver can
     isolation: Isolation = field(default_factory=Isolation)
 
 
@@ -77,6 +79,14 @@ class Container:
     volumes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ContainerSize:
+    """Count a container's disk bytes: its own, and those of its whole root file system."""
+
+    own_bytes: int
+    root_bytes: int
+
+
 class ContainerActions:
     """What can be done with containers; reached as `engine.containers`."""
 
@@ -87,9 +97,11 @@ class ContainerActions:
     def create(self, image: str, command: Sequence[str] = (), options: ContainerOptions | None = None) -> Container:
         """Make a container from an image, with its volumes made and filled; it isn't started.
 
-        Raises NotFound for the image or a --mount source, AlreadyExists for the name, InvalidInput for mounts.
+        Raises NotFound for the image or a --mount source, AlreadyExists for the name, InvalidInput for mounts,
+        Unsupported for a size limit that the driver can't keep.
         """
         engine, options = self._engine, options or ContainerOptions()
+        storage_options, size_limit_bytes = read_storage_options(options.storage_options)
         self.reap()
         found = find_image(engine.store, image)
         container_id = secrets.token_hex(32)
@@ -122,6 +134,8 @@ class ContainerActions:
                     stop_signal=options.stop_signal or found.config.config.stop_signal or "SIGTERM",
                     stop_timeout_seconds=choose_timeout(options, found),
                     remove_on_exit=options.remove,
+                    storage_options=storage_options,
+                    size_limit_bytes=size_limit_bytes,
                     labels=tuple({**found.config.config.labels, **options.labels}.items()),
                 )
                 self._make(spec, found, plan)
@@ -134,7 +148,9 @@ class ContainerActions:
         engine = self._engine
         driver = engine.driver()
         chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
-        rootfs = driver.prepare(spec.id, chain)
+        driver.prepare(spec.id, chain)
+        limit_snapshot(driver, spec.id, spec.size_limit_bytes)
+        rootfs = driver.mounts(spec.id)
         made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
         fill_volumes(rootfs, made, engine.store.scratch("fill").parent)
         mounts = tuple(
@@ -330,6 +346,16 @@ class ContainerActions:
         parent = self._image_table(container)
         with self.changes(container) as changed:
             return list_changes(EntryTable(changed.records, changed.heap), parent)
+
+    def size(self, name: str) -> ContainerSize:
+        """Count what a container takes; walks its writable layer. Raises NotFound."""
+        container = self.get(name)
+        own_bytes = self._engine.driver().usage(container.id).size_bytes
+        try:
+            image_bytes = load_image(self._engine.store, container.image_digest).size_bytes
+        except NotFound:
+            image_bytes = 0  # removed by force
+        return ContainerSize(own_bytes, image_bytes + own_bytes)
 
     def inspect(self, name: str) -> dict[str, Any]:
         """Return everything that is known of a container, in docker's shape."""

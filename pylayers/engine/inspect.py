@@ -38,6 +38,7 @@ def describe_container(spec: ContainerSpec, state: State, directory: Path) -> di
             "Runtime": spec.runtime_name,
             "CapAdd": list(isolation.capabilities_added),
             "CapDrop": list(isolation.capabilities_dropped),
+            "StorageOpt": dict(spec.storage_options) or None,
         },
         "Mounts": [
             {
