@@ -21,6 +21,7 @@ from pylayers.errors import DriverError
 from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
+from pylayers.snapshot.projectquota import limit_directories, release_project, sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
 from pylayers.snapshot.upper import find_upper_changes
 from pylayers.store.entry import FLAG_IMPLICIT, EntryTable
@@ -39,6 +40,7 @@ class StackSnapshotter(DefaultSnapshotter):
         super().__init__(root)
         with translated(f"open the snapshots in {self.root}"):
             (self.root / "l").mkdir(mode=0o700, exist_ok=True)
+            sweep_projects(self.root)
         self._options = overlay_options()
 
     # -- hooks -------------------------------------------------------------------------------------------------
@@ -62,6 +64,7 @@ class StackSnapshotter(DefaultSnapshotter):
 
     def _discard(self, directory: Path) -> None:
         self._unlink(directory / "link")
+        release_project(self.root, directory)
 
     def _seal(self, directory: Path) -> None:
         (directory / "committed").touch(mode=0o600)
@@ -117,6 +120,12 @@ class StackSnapshotter(DefaultSnapshotter):
             except BaseException:
                 os.close(descriptor)
                 raise
+
+    def limit(self, key: str, size_bytes: int) -> None:
+        """Limit an active snapshot by a project quota of the xfs below. Raises Unsupported on any other file system."""
+        directory = self.catalog.directory(self._active(key))
+        with translated(f"limit snapshot {key!r}"):
+            limit_directories(self.root, directory, ("diff", "work"), size_bytes)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
