@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.")
-OPAQUE_NAMES = (b"trusted.overlay.opaque", b"user.overlay.opaque")
+OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+OPAQUE_NAMES = tuple(prefix + b"opaque" for prefix in OVERLAY_PREFIXES)
 
 
 def is_whiteout(mode: int, rdev_major: int, rdev_minor: int) -> bool:

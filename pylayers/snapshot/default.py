@@ -176,7 +176,10 @@ class DefaultSnapshotter:
 
     def _refuse_mounted(self, _directory: Path, record: Record) -> None:
         if is_mounted_from(record.id):
-            raise Conflict(f"snapshot {record.name!r} is mounted", hint="stop what uses it, or unmount it first")
+            self._refuse(record)
+
+    def _refuse(self, record: Record) -> None:
+        raise Conflict(f"snapshot {record.name!r} is mounted", hint="stop what uses it, or unmount it first")
 
     def _open_tree(self, record: Record) -> int:
         """Open the top of a snapshot's whole tree; the descriptor keeps its (detached) mount alive until closed."""

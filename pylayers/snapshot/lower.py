@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylayers.diff.whiteout import OVERLAY_PREFIXES, is_whiteout
-
-OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
+from pylayers.diff.whiteout import OPAQUE_NAMES, OVERLAY_PREFIXES, is_whiteout
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ def copy_metadata(source: bytes, seen: os.stat_result, target: bytes) -> None:
 
 
 def _is_opaque(directory: bytes) -> bool:
-    for name in OPAQUE_XATTRS:
+    for name in OPAQUE_NAMES:
         try:
             if os.getxattr(directory, name, follow_symlinks=False) == b"y":
                 return True

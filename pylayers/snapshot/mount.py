@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
+from pylayers.snapshot import fusemount
 from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.mountpoint import mount_points_below, read_mount_table
@@ -138,6 +139,7 @@ def _mount_erofs(one: Mount, target: Path) -> None:
 MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
     "bind": _mount_bind,
     "erofs": _mount_erofs,
+    fusemount.TYPE: fusemount.mount_by_program,
     "overlay": _mount_overlay,
 }
 

@@ -49,6 +49,7 @@ class Implementation(Protocol):
 MODULES = {
     "erofs": "pylayers.snapshot.erofs",
     "overlay2": "pylayers.snapshot.overlay2",
+    "fuse-overlayfs": "pylayers.snapshot.fuseoverlayfs",
     "btrfs": "pylayers.snapshot.btrfs",
     "vfs": "pylayers.snapshot.vfs",
 }

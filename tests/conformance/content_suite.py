@@ -14,13 +14,19 @@ from tests.conformance.stage import Stage, describe, digest_of, remove_tree, wri
 class ContentSuite:
     """Contents: what a snapshot shows, and that its changes reproduce it."""
 
+    longest_name = 255  # what can be deleted without the driver's own program falling over
+    sees_hard_links = True  # a mount's inode numbers tell which names are one file
+    unreliable_link_changes: frozenset[str] = frozenset()  # of test_hard_links, that a driver's mount shows wrongly
+
     def reproduces(self, stage: Stage, key: str, parent: str | None) -> None:
         """Check that applying the changes of a snapshot to another child of its parent gives the same tree."""
         layer = stage.layer_of(key)
         sibling = stage.apply_to_sibling(layer, parent)
         with stage.mounted(key) as one, stage.mounted(sibling) as other:
-            assert describe(stage.table(one)) == describe(stage.table(other))
-        assert stage.digest(key) == stage.digest(sibling)
+            links = self.sees_hard_links
+            assert describe(stage.table(one), links=links) == describe(stage.table(other), links=links)
+        if links:
+            assert stage.digest(key) == stage.digest(sibling)
         assert stage.times(key) == stage.times(sibling)
         stage.driver.commit(stage.fresh("applied"), sibling)
 
@@ -237,8 +243,9 @@ class ContentSuite:
         key = stage.active(None, base)
         self.reproduces(stage, key, None)
         stage.driver.commit("base", key)
-        for change in changes.values():
-            self.reproduces(stage, stage.active("base", change), "base")
+        for name, change in changes.items():
+            if name not in self.unreliable_link_changes:
+                self.reproduces(stage, stage.active("base", change), "base")
 
     def test_xattrs_and_capabilities(self, stage: Stage) -> None:
         capability = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw=ep, version 2
@@ -281,7 +288,8 @@ class ContentSuite:
         assert stage.listed(child, "base") == [("C", b"null")]  # a socket means nothing once its server is gone
 
     def test_strange_names(self, stage: Stage) -> None:
-        names = [b"\xff\xfe", b"line\nbreak", b" ", b"a" * 255, b"-rf", b"\xe2\x82", b"back\\slash", b"comma,colon:"]
+        longest = b"a" * self.longest_name
+        names = [b"\xff\xfe", b"line\nbreak", b" ", longest, b"-rf", b"\xe2\x82", b"back\\slash", b"comma,colon:"]
 
         def fill(top: Path) -> None:
             for name in names:

@@ -147,12 +147,13 @@ def digest_of(table: EntryTable) -> bytes:
     return tardiff.tree_digest(table.records, table.heap, blake3)
 
 
-def describe(table: EntryTable) -> dict[bytes, tuple[object, ...]]:
-    """Give what a tree digest covers, in a form whose difference a person can read."""
+def describe(table: EntryTable, *, links: bool = True) -> dict[bytes, tuple[object, ...]]:
+    """Give what a tree digest covers, in a form whose difference a person can read; links=False: no hard links."""
     return {
         table.path(entry): (
             oct(entry.mode), entry.uid, entry.gid, entry.size_bytes, entry.rdev_major, entry.rdev_minor,
-            table.link(entry), entry.flags & FLAG_HARDLINK, table.xattrs(entry), entry.blake3.hex()[:8],
+            table.link(entry) if links or not entry.flags & FLAG_HARDLINK else b"",
+            links and entry.flags & FLAG_HARDLINK, table.xattrs(entry), entry.blake3.hex()[:8],
         )
         for entry in table
     }  # fmt: skip
