@@ -238,7 +238,11 @@ def hash_undecided(old_fd: int, old: EntryTable, new_fd: int, new: EntryTable, u
     for row in undecided.nonzero()[0].tolist():
         entry = new.entry(row)
         old_row = tardiff.find(old.records, old.heap, new.path(entry))
-        if old_row >= 0 and _same_stat(old.entry(old_row), entry):
+        if old_row < 0:
+            continue
+        before = old.entry(old_row)
+        one_file = entry.inode and (before.device, before.inode) == (entry.device, entry.inode)
+        if not one_file and _same_stat(before, entry):
             pairs.append((old_row, row))
     del array, undecided
     if pairs:

@@ -29,7 +29,7 @@ class LowerStack:
     """
 
     def __init__(self, layers: Sequence[Path | str]) -> None:
-        self._layers = tuple(os.fsencode(layer) for layer in layers)
+        self.layers = tuple(os.fsencode(layer) for layer in layers)
         self._directories: dict[bytes, Found | None] = {}
 
     def find(self, path: bytes) -> Found | None:
@@ -37,7 +37,7 @@ class LowerStack:
         if path in self._directories:
             return self._directories[path]
         if not path:
-            places: Sequence[bytes] = self._layers
+            places: Sequence[bytes] = self.layers
         else:
             above = self.find(path.rpartition(b"/")[0])
             if above is None:
@@ -48,6 +48,10 @@ class LowerStack:
         if found is None or found.directories:
             self._directories[path] = found
         return found
+
+    def count_links(self, found: Found) -> int:
+        """Count the names of a file that was found."""
+        return found.stat.st_nlink
 
     @staticmethod
     def _merge(places: Sequence[bytes]) -> Found | None:

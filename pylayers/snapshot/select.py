@@ -51,6 +51,7 @@ MODULES = {
     "overlay2": "pylayers.snapshot.overlay2",
     "fuse-overlayfs": "pylayers.snapshot.fuseoverlayfs",
     "btrfs": "pylayers.snapshot.btrfs",
+    "overlay": "pylayers.snapshot.overlay",
     "vfs": "pylayers.snapshot.vfs",
 }
 

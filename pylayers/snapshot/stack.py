@@ -35,6 +35,8 @@ DISABLED_FEATURES = ("redirect_dir", "metacopy", "index")
 class StackSnapshotter(DefaultSnapshotter):
     """Keep snapshots as overlay layers in docker's layout; the base of drivers, not one itself."""
 
+    writable = ("diff", "work")  # the directories that a mounted active snapshot writes to
+
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
         super().__init__(root)
@@ -125,7 +127,7 @@ class StackSnapshotter(DefaultSnapshotter):
         """Limit an active snapshot by a project quota of the xfs below. Raises Unsupported on any other file system."""
         directory = self.catalog.directory(self._active(key))
         with translated(f"limit snapshot {key!r}"):
-            limit_directories(self.root, directory, ("diff", "work"), size_bytes)
+            limit_directories(self.root, directory, self.writable, size_bytes)
 
     # -- inside ------------------------------------------------------------------------------------------------
 

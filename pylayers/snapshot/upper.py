@@ -43,7 +43,7 @@ def find_upper_changes(records: bytearray, heap: bytearray, descriptor: int, bel
             row = end
             continue
         else:
-            keep[row] = found is None or not _is_same(table, entry, found, descriptor)
+            keep[row] = found is None or not _is_same(table, entry, found, descriptor, below)
         row += 1
     root_changed = _root_differs(table, below.find(b""))
     del array
@@ -58,7 +58,7 @@ def _keep_new_tree(array: npt.NDArray[np.void], keep: npt.NDArray[np.bool_], *, 
         array["flags"][0] |= FLAG_OPAQUE
 
 
-def _is_same(table: EntryTable, entry: Entry, found: Found, descriptor: int) -> bool:
+def _is_same(table: EntryTable, entry: Entry, found: Found, descriptor: int, below: LowerStack) -> bool:
     """Tell whether an upper entry is a mere copy of what is below."""
     seen = found.stat
     if (entry.mode, entry.uid, entry.gid, entry.mtime_ns) != (
@@ -78,7 +78,7 @@ def _is_same(table: EntryTable, entry: Entry, found: Found, descriptor: int) -> 
     if kind != stat.S_IFREG:
         return True
     # Copying one name of a hard link up takes it out of its group, which is a change in itself.
-    return seen.st_nlink == 1 and _same_content(table.path(entry), descriptor, found.path)
+    return below.count_links(found) == 1 and _same_content(table.path(entry), descriptor, found.path)
 
 
 def _read_upper_link(table: EntryTable, entry: Entry, descriptor: int) -> bytes:
