@@ -80,6 +80,7 @@ def _carry_data(table: EntryTable, entry: Entry, source_fd: int, source_path: by
                     os.fchmod(target, stat.S_IMODE(entry.mode))
                 capability = table.xattrs(entry).get(CAPABILITY)
                 if capability is not None:
+                    os.fsync(target)  # a FUSE file system writes later what it cached, and that drops it again
                     os.setxattr(target, CAPABILITY, capability)
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from pylayers.errors import InvalidInput, PylayersError, Unsupported
+from pylayers.engine import Engine
+from pylayers.engine.container import ContainerOptions
+from pylayers.errors import InvalidInput, PylayersError, RuntimeMissing, Unsupported
 from pylayers.snapshot import overlay2
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.projectquota import CLAIMS, OWN, get_limit
+from pylayers.snapshot.select import probe_driver
 from pylayers.store.mountpoint import mount_points_below
 from tests.conformance.conftest import image_directory
+from tests.conformance.migration_stage import import_base, mounted_root
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for mounts")
 LIMIT_BYTES = 8 << 20
@@ -73,7 +77,8 @@ def fill(path: Path, size_bytes: int) -> int:
                 os.fsync(descriptor)
         os.fsync(descriptor)
     except OSError as error:
-        assert error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
     finally:
         os.close(descriptor)
     return written
@@ -104,7 +109,7 @@ def test_writes_end_at_the_limit(volume: Volume) -> None:
         written = fill(top / "file", 3 * LIMIT_BYTES)
         assert LIMIT_BYTES * 3 // 4 < written <= LIMIT_BYTES
         assert os.statvfs(top).f_blocks * os.statvfs(top).f_frsize == LIMIT_BYTES
-        with pytest.raises(OSError, match="o space|quota"):  # copying 12 MiB up is a write, too
+        with pytest.raises(OSError, match=r"o space|quota"):  # copying 12 MiB up is a write, too
             os.truncate(top / "below", 1 << 40)
         (top / "file").unlink()
         (top / "deep" / "er").mkdir(parents=True)
@@ -196,10 +201,46 @@ def test_a_mount_without_quotas_says_what_to_do(tmp_path: Path) -> None:
 def test_other_file_systems_are_named(tmp_path: Path) -> None:
     driver = overlay2.Driver(tmp_path / "overlay2")
     driver.prepare("a", None)
-    with pytest.raises(Unsupported, match="only on xfs with project quotas, and .* is on ") as caught:
+    with pytest.raises(Unsupported, match=r"only on xfs with project quotas, and .* is on ") as caught:
         driver.limit("a", LIMIT_BYTES)
     assert "-o pquota" in (caught.value.hint or "")
     assert sorted(os.listdir(driver.catalog.directory(driver.catalog.get("a")))) == [
         "children", "diff", "link", "merged", "snapshot.json", "work",
     ]  # fmt: skip
     driver.close()
+
+
+def test_a_containers_limit_moves_with_it(volume: Volume) -> None:
+    """From --storage-opt to the file system, through a migration, to the removal."""
+    root = volume.point / "root"
+    with Engine.open(root, driver="overlay2") as engine:
+        import_base(engine)
+        try:
+            made = engine.containers.create("base", ["true"], ContainerOptions(storage_options=("size=8m",)))
+        except RuntimeMissing as error:
+            pytest.skip(str(error))
+        assert engine.containers.inspect(made.id)["HostConfig"]["StorageOpt"] == {"size": "8m"}
+        assert limits(root / "overlay2") == [LIMIT_BYTES]
+        with mounted_root(engine, made) as top:
+            fill(top / "file", 5 << 20)
+        with pytest.raises(Unsupported, match=f"container {made.name} has a size limit"):
+            engine.system.migrate("overlay2", "vfs")
+        assert limits(root / "overlay2") == [LIMIT_BYTES]
+    others = [name for name in ("erofs", "overlay", "fuse-overlayfs") if probe_driver(root, name).probe.usable]
+    if not others:
+        pytest.skip("no other driver of directories works here")
+    with Engine.open(root) as engine:
+        engine.system.migrate("overlay2", others[0])
+        assert limits(root / "overlay2") == []
+        assert limits(root / others[0]) == [LIMIT_BYTES]
+        with mounted_root(engine, made) as top:
+            assert (top / "file").stat().st_size == 5 << 20
+            assert fill(top / "more", 2 * LIMIT_BYTES) < LIMIT_BYTES  # by FUSE some of it lies in the cache
+        engine.containers.remove(made.id)
+        assert limits(root / others[0]) == []
+
+
+def limits(root: Path) -> list[int]:
+    """List the limits that a driver's snapshots have."""
+    claims = root / CLAIMS
+    return sorted(get_limit(root, int(name))[0] for name in os.listdir(claims)) if claims.exists() else []
