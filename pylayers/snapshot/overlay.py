@@ -22,6 +22,7 @@ from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import Found, LowerStack, copy_metadata
 from pylayers.snapshot.mount import is_mounted_from
 from pylayers.snapshot.overlaytrial import try_overlay
+from pylayers.snapshot.projectquota import sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable
@@ -38,6 +39,7 @@ class Driver(StackSnapshotter):
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
         DefaultSnapshotter.__init__(self, root)
+        sweep_projects(self.root)
         self._options = overlay_options()
 
     # -- hooks -------------------------------------------------------------------------------------------------

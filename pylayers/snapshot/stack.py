@@ -125,9 +125,11 @@ class StackSnapshotter(DefaultSnapshotter):
 
     def limit(self, key: str, size_bytes: int) -> None:
         """Limit an active snapshot by a project quota of the xfs below. Raises Unsupported on any other file system."""
-        directory = self.catalog.directory(self._active(key))
+        record = self._active(key)
+        directory = self.catalog.directory(record)
+        names = {self._content(record).name, *self.writable}
         with translated(f"limit snapshot {key!r}"):
-            limit_directories(self.root, directory, self.writable, size_bytes)
+            limit_directories(self.root, directory, [name for name in names if (directory / name).exists()], size_bytes)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
