@@ -1,9 +1,9 @@
 """Move what one storage driver holds to another in the same root.
 
-Each container's snapshot is made anew over the target's own snapshots of the image, and filled with the changes. Then
-everything is flushed, and replacing the container's config.json moves it; only then is the old snapshot removed. So
-at any moment a container's record names the driver that has its files, whole: what a killed migration leaves in the
-other one is a copy, which the next run drops. The store is held alone, since other processes have the old driver open.
+Image snapshots are made first. Then each container's snapshot is made anew over them, filled with its changes and
+flushed. Replacing the container's config.json moves it; only then is the old snapshot removed. So at any moment a
+container's record names the driver that has its files, whole: what a killed migration leaves in the other one is a
+copy, which the next run drops. The store is held alone, since other processes have the old driver open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pylayers.errors import (
     translate_os_error,
 )
 from pylayers.image.unpack import UNPACKING, has_snapshot, unpack_layers
-from pylayers.snapshot.carry import carry_changes
+from pylayers.snapshot.carry import carry_changes, flush
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.select import check_name, has_data, mark_migration, migration_target, open_driver, require_driver
 from pylayers.snapshot.snapshotter import SnapshotKind, Snapshotter
@@ -105,11 +105,8 @@ class _Migration:
         for spec in specs:
             if spec.size_limit_bytes and spec.driver == self._old.name:
                 self._check_limit(spec)
+        self._make_images()
         moved = [spec.id for spec in specs if self._move(spec)]
-        for found in self._old.walk():
-            if found.kind is SnapshotKind.COMMITTED and self._is_known(found.name):
-                self._make_committed(found.name)
-        _flush()
         for name in reversed([found.name for found in self._old.walk()]):
             self._old.remove(name)
         return Migrated(tuple(moved), tuple(name for name in self._images() if name not in known))
@@ -145,21 +142,23 @@ class _Migration:
             if has_snapshot(self._new, key):
                 self._new.remove(key)
             try:
-                self._copy(spec, key)
+                self._carry(key, key, self._old.stat(key).parent, spec.size_limit_bytes)
             except BaseException:
                 if has_snapshot(self._new, key):
                     self._new.remove(key)
                 raise
-            _flush()
             record.rewrite(directory, replace(spec, rootfs=tuple(self._new.mounts(key)), driver=self._new.name))
             self._old.remove(key)
         return True
 
-    def _copy(self, spec: ContainerSpec, key: str) -> None:
-        parent = self._old.stat(key).parent
-        if parent is not None:
-            self._make_committed(parent)
-        self._carry(key, key, parent, spec.size_limit_bytes)
+    def _make_images(self) -> None:
+        """Make what the old driver has of images, and all that containers stand on, and write it to disk."""
+        snapshots = list(self._old.walk())
+        stood_on = {found.parent for found in snapshots if found.kind is SnapshotKind.ACTIVE}
+        for found in snapshots:
+            if found.kind is SnapshotKind.COMMITTED and (found.name in stood_on or self._is_known(found.name)):
+                self._make_committed(found.name)
+        os.sync()  # on whatever file systems the new driver keeps them
 
     def _check_limit(self, spec: ContainerSpec) -> None:
         """Try a container's size limit on an empty snapshot, before anything moves."""
@@ -173,7 +172,7 @@ class _Migration:
             self._new.remove(key)
 
     def _carry(self, old_key: str, new_key: str, parent: str | None, limit_bytes: int = 0) -> None:
-        """Make new_key over parent in the new driver, with the changes that old_key has in the old one."""
+        """Make new_key over parent in the new driver, with the changes that old_key has in the old one, on disk."""
         self._new.prepare(new_key, parent)
         if limit_bytes:
             self._new.limit(new_key, limit_bytes)
@@ -181,6 +180,8 @@ class _Migration:
         try:
             with mounted(self._new.mounts(new_key), self._scratch()) as top:
                 carry_changes(changes, top)
+                flush(top)
+            flush(self._parent)  # the root's file system, which may be another than the snapshot's
         except OSError as error:
             raise translate_os_error(error, f"copy snapshot {old_key} to {self._new.name}") from error
         finally:
@@ -227,8 +228,3 @@ def _drop_unfinished(driver: Snapshotter) -> None:
     ]
     for name in reversed(leftovers):
         driver.remove(name)
-
-
-def _flush() -> None:
-    """Write everything to disk, whatever file systems a driver keeps it on."""
-    os.sync()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Iterator
 from itertools import permutations
@@ -143,21 +144,57 @@ def test_kills_at_every_step(ground: Path) -> None:
     assert half > 10
 
 
+def test_kills_at_any_moment(ground: Path) -> None:
+    """The same from outside, so that mounts, copies and deletions are cut as well."""
+    root = ground / "root"
+    changed, _ = make_root(root, "overlay2")
+    with Engine.open(root) as engine:
+        with mounted_root(engine, changed) as top:
+            for at in range(300):
+                (top / f"many-{at}").write_bytes(b"x" * at)
+        before = look(engine, changed)
+    drivers = ["overlay2", "vfs"]
+    started = time.monotonic()
+    assert in_child(root, *drivers, -1) == 0
+    length_s = time.monotonic() - started
+    killed = 0
+    for at in range(10):
+        drivers.reverse()
+        source, target = drivers
+        child = begin_child(root, source, target, -1)
+        time.sleep(length_s * (at + 1) / 11)
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitpid(child, 0)[1] != 0
+        with Engine.open(root, driver=source if select.has_data(root, source) else None) as engine:
+            assert look(engine, changed) == before
+            engine.close_driver()
+            engine.system.migrate(source, target)
+            assert look(engine, changed) == before
+        check_place(root, target, changed)
+    assert killed > 4
+
+
 def in_child(root: Path, source: str, target: str, step: int) -> int:
-    """Migrate in a forked process that is killed before its step-th change, and return its wait status."""
+    """Migrate in a forked process that is killed before its step-th change (-1: never), and return its wait status."""
+    return os.waitpid(begin_child(root, source, target, step), 0)[1]
+
+
+def begin_child(root: Path, source: str, target: str, step: int) -> int:
+    """Begin to migrate in a forked process, and return its id."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
             with Engine.open(root) as engine:
-                count_down(step)
+                if step >= 0:
+                    count_down(step)
                 engine.system.migrate(source, target)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
-    return os.waitpid(child, 0)[1]
+    return child
 
 
 def test_refusals_change_nothing(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
