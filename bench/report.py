@@ -119,10 +119,10 @@ def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def write_result(cache: Path, result: dict[str, Any]) -> Path:
+def write_result(cache: Path, result: dict[str, Any], kind: str = "build") -> Path:
     """Write a result under the time it was made."""
     directory = cache / "results"
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"build-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
+    path = directory / f"{kind}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
