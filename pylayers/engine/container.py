@@ -17,10 +17,10 @@ from pylayers.engine.change import drop_mount_points
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import check_name, invent_name
 from pylayers.engine.storage import limit_snapshot, read_storage_options
-from pylayers.errors import InvalidInput, NotFound
+from pylayers.errors import Conflict, InvalidInput, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.image.view import Image, find_image, load_image
-from pylayers.snapshot.snapshotter import Changes
+from pylayers.snapshot.snapshotter import Changes, Snapshotter
 from pylayers.store.entry import EntryTable
 from pylayers.store.holder import ContainerRecord
 
@@ -228,6 +228,7 @@ class ContainerActions:
         from pylayers.container.remove import remove
 
         directory = self._directory(name)
+        self._driver_of(record.load_spec(directory))
         spec = remove(directory, force=force)
         self._discard(spec.id, keep_volumes=not volumes and not spec.remove_on_exit)
         return spec.id
@@ -278,6 +279,18 @@ class ContainerActions:
             return self._parent / found.id
         raise NotFound(f"no such container: {name}", hint="pylayers ps --all")
 
+    def _driver_of(self, spec: ContainerSpec) -> Snapshotter:
+        """Return the driver that has a container's files. Raises Conflict where it is another than the one in use."""
+        from pylayers.snapshot.select import has_data
+
+        driver = self._engine.driver()
+        if spec.driver != driver.name and has_data(self._engine.root, spec.driver):
+            raise Conflict(
+                f"storage driver {spec.driver} has the files of container {spec.name}, and {driver.name} is in use",
+                hint=f"use --driver {spec.driver}, or: pylayers driver migrate {spec.driver} {driver.name}",
+            )
+        return driver
+
     def using_image(self, digest: str) -> Sequence[Container]:
         """Return the containers made from an image."""
         return [container for container in self.list(everything=True) if container.image_digest == digest]
@@ -325,7 +338,7 @@ class ContainerActions:
     @contextmanager
     def changes(self, container: Container) -> Iterator[Changes]:
         """Give what a container changed as a layer table with its sources."""
-        changed = self._engine.driver().changes(container.id)
+        changed = self._driver_of(record.load_spec(self._parent / container.id)).changes(container.id)
         try:
             targets = [mount.target for mount in container.mounts]
             yield drop_mount_points(changed, self._image_table(container), targets)
@@ -349,10 +362,10 @@ class ContainerActions:
 
     def size(self, name: str) -> ContainerSize:
         """Count what a container takes; walks its writable layer. Raises NotFound."""
-        container = self.get(name)
-        own_bytes = self._engine.driver().usage(container.id).size_bytes
+        spec = record.load_spec(self._directory(name))
+        own_bytes = self._driver_of(spec).usage(spec.id).size_bytes
         try:
-            image_bytes = load_image(self._engine.store, container.image_digest).size_bytes
+            image_bytes = load_image(self._engine.store, spec.image_digest).size_bytes
         except NotFound:
             image_bytes = 0  # removed by force
         return ContainerSize(own_bytes, image_bytes + own_bytes)

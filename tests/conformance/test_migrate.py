@@ -7,6 +7,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import permutations
 from pathlib import Path
 
@@ -224,6 +225,28 @@ def test_refusals_change_nothing(ground: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (root / "overlay2").exists()
     with Engine.open(root) as engine:
         assert look(engine, changed) == before
+
+
+def test_another_drivers_container_is_named(ground: Path) -> None:
+    """With two drivers' data, a wish decides; what it doesn't have is not taken for lost."""
+    root = ground / "root"
+    changed, _ = make_root(root, "vfs")
+    with closing(select.open_driver(root, "overlay2")) as other:
+        other.prepare("any", None)
+    with Engine.open(root, driver="overlay2") as engine:
+        told = f"vfs has the files of container {changed.name}, and overlay2 is in use"
+        for ask in (engine.containers.diff, engine.containers.size, engine.containers.remove):
+            with pytest.raises(Conflict, match=told) as caught:
+                ask(changed.id)
+            assert caught.value.hint == "use --driver vfs, or: pylayers driver migrate vfs overlay2"
+    with Engine.open(root, driver="vfs") as engine:
+        before = look(engine, changed)
+        engine.system.migrate("vfs", "overlay2")
+        assert look(engine, changed) == before
+        assert engine.driver_name == "vfs"
+    with Engine.open(root) as engine:
+        assert {found.name for found in engine.driver().walk()} > {"any", changed.id}
+        engine.containers.remove(changed.id)
 
 
 def test_a_limit_that_the_target_cannot_keep(ground: Path) -> None:
