@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from pylayers.container.spec import build_config
 from pylayers.errors import ContainerError
 
 BUBBLEWRAP = "bwrap"
+PID_POLL_MS = 1
 
 
 @dataclass(slots=True)
@@ -50,9 +52,10 @@ def runtime_call(directory: Path, spec: ContainerSpec) -> list[str]:
     return [*spec.runtime, "--root", str(directory / "runtime"), "--log", log, "--log-format", "json"]
 
 
-def launch(directory: Path, spec: ContainerSpec, client_in: int) -> Launched:
+def launch(directory: Path, spec: ContainerSpec, client_in: int, *, attached: bool = False) -> Launched:
     """Write the bundle and start it. The root file system is mounted at bundle/rootfs.
 
+    attached: the runtime may stay as the container's parent, which saves its second call, to delete the container.
     Raises ContainerError with the runtime's words and docker's exit code, Unsupported, InvalidInput, OSError.
     """
     (directory / "runtime.log").unlink(missing_ok=True)
@@ -64,7 +67,8 @@ def launch(directory: Path, spec: ContainerSpec, client_in: int) -> Launched:
     err_read, err_write = os.pipe()
     stdin, kept = _standard_input(spec, client_in)
     try:
-        launched = _start(directory, spec, config, (stdin, out_write, err_write), None)
+        stays = attached and not spec.interactive
+        launched = _start(directory, spec, config, (stdin, out_write, err_write), None, stays=stays)
     except BaseException:
         for descriptor in (out_read, err_read, *kept):
             os.close(descriptor)
@@ -148,14 +152,21 @@ def _start(
     console: str | None,
     *,
     controlling: bool = False,
+    stays: bool = False,
 ) -> Launched:
     if spec.runtime_name == BUBBLEWRAP:
         return _start_bubblewrap(directory, spec, config, standard, controlling=controlling)
     pid_file = directory / "bundle" / "pid"
     pid_file.unlink(missing_ok=True)
-    command = [*runtime_call(directory, spec), "run", "--detach", "--bundle", str(directory / "bundle")]
-    command += ["--pid-file", str(pid_file), *(["--console-socket", console] if console else []), spec.id]
-    _, status = os.waitpid(spawn(command, standard), 0)
+    command = [*runtime_call(directory, spec), "run", *([] if stays else ["--detach"])]
+    command += ["--bundle", str(directory / "bundle"), "--pid-file", str(pid_file)]
+    command += [*(["--console-socket", console] if console else []), spec.id]
+    runtime_pid = spawn(command, standard)
+    if stays:
+        found = _await_pid(runtime_pid, pid_file)
+        if found is not None:
+            return Launched(found, runtime_pid, os.pidfd_open(runtime_pid))
+    _, status = os.waitpid(runtime_pid, 0)
     if status != 0 or not pid_file.exists():
         error = runtime_error(directory / "runtime.log", spec.process.arguments[0])
         delete_from_runtime(directory, spec)
@@ -163,6 +174,23 @@ def _start(
         raise error or ContainerError(f"{spec.runtime_name} failed with status {code} and gave no reason")
     pid = int(pid_file.read_text())
     return Launched(pid, pid, os.pidfd_open(pid))
+
+
+def _await_pid(runtime_pid: int, pid_file: Path) -> int | None:
+    """Wait until a runtime has written the container's pid; None when it ends without one."""
+    descriptor = os.pidfd_open(runtime_pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while True:
+            ended = bool(poll.poll(PID_POLL_MS))
+            with contextlib.suppress(FileNotFoundError):
+                if content := pid_file.read_text():
+                    return int(content)
+            if ended:
+                return None
+    finally:
+        os.close(descriptor)
 
 
 def _start_bubblewrap(
@@ -215,7 +243,7 @@ def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bo
 
 def delete_from_runtime(directory: Path, spec: ContainerSpec) -> None:
     """Let the runtime forget a container that has ended (its cgroups with it)."""
-    if spec.runtime_name != BUBBLEWRAP and (directory / "runtime").exists():
+    if spec.runtime_name != BUBBLEWRAP and (directory / "runtime" / spec.id).exists():
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             command = [*runtime_call(directory, spec), "delete", "--force", spec.id]

@@ -61,7 +61,7 @@ class Monitor:
         try:
             snapshot_mount.mount(self.spec.rootfs, self.root)
             try:
-                self.launched = launch(self.directory, self.spec, self.client_in)
+                self.launched = launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
             except BaseException:
                 self._unmount()
                 raise
@@ -87,6 +87,9 @@ class Monitor:
             self.log.close()
             self.launched.close()
         self._finish(state, code)
+
+    def _is_attached(self) -> bool:
+        return max(self.client_out.values()) >= 0
 
     def report(self, message: dict[str, Any]) -> None:
         """Tell the caller, if it is still there."""

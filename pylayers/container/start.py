@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,23 +71,10 @@ def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> in
         # The monitor has its own 0, 1 and 2.
         for descriptor in client:
             copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor >= 0 else -1)
-        passed = [write_end, lock_fd, *(copy for copy in copies if copy >= 0)]
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
-        # -S: the monitor needs the standard library and this package only, and starts in half the time.
-        command = [sys.executable, "-S", "-m", "pylayers.container.monitor", str(directory.absolute())]
-        with (directory / "monitor.log").open("wb") as log:
-            child = subprocess.Popen(
-                [*command, str(write_end), str(lock_fd), *map(str, copies)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=passed,
-                env=environment,
-                cwd="/",
-                start_new_session=True,
-            )
-        child.wait()  # it forks at once and leaves
+        if threading.active_count() == 1:
+            _fork_monitor(directory, write_end, lock_fd, copies)
+        else:  # a fork would copy locks that other threads hold
+            _execute_monitor(directory, write_end, lock_fd, copies)
     except OSError as error:
         os.close(read_end)
         raise translate_os_error(error, "start the container's monitor") from error
@@ -93,6 +82,72 @@ def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> in
         for descriptor in (write_end, *(copy for copy in copies if copy >= 0)):
             os.close(descriptor)
     return read_end
+
+
+def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
+    # -S: the monitor needs the standard library and this package only, and starts in half the time.
+    command = [sys.executable, "-S", "-m", "pylayers.container.monitor", str(directory.absolute())]
+    with (directory / "monitor.log").open("wb") as log:
+        child = subprocess.Popen(
+            [*command, str(write_end), str(lock_fd), *map(str, copies)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[write_end, lock_fd, *(copy for copy in copies if copy >= 0)],
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+    child.wait()  # it forks at once and leaves
+
+
+def _fork_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
+    """Make the monitor a grandchild of this process: a third of the time that a new interpreter takes."""
+    from pylayers.container import monitor  # before the fork, as whoever forks once may do so again
+
+    arguments = [str(directory.absolute()), str(write_end), str(lock_fd), *map(str, copies)]
+    log_fd = os.open(directory / "monitor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                _leave_caller(log_fd, {write_end, lock_fd, *copies})
+                status = monitor.main(arguments)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        os.waitpid(child, 0)
+    finally:
+        os.close(log_fd)
+
+
+def _leave_caller(log_fd: int, kept: set[int]) -> None:
+    """Give up everything of the process that was forked from: session, directory, descriptors, signal handlers.
+
+    Its objects stay unused until the end: collecting them would close descriptors whose numbers are others' by now.
+    """
+    gc.disable()
+    gc.freeze()
+    os.setsid()
+    os.chdir("/")
+    for number in range(1, signal.NSIG):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    null_fd = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null_fd, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    low = 3
+    for descriptor in (*sorted(descriptor for descriptor in kept if descriptor >= 3), 1 << 20):
+        os.closerange(low, descriptor)
+        low = descriptor + 1
+    # What the process had buffered is its own to write.
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
 
 
 class _Reports:

@@ -92,9 +92,7 @@ class ImageActions:
         from pylayers.build.state import Trees
 
         store = self._engine.store
-        trees = Trees(store)
-        trees.record(state.diff_ids)
-        trees.digest(state.diff_ids)
+        Trees(store).record(state.diff_ids)  # its tree digest is taken by the first build that asks for it
         made = store_state(self._engine, state)
         if name is not None:
             store.metadata.references.set(str(name), made.digest)

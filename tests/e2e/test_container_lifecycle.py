@@ -377,3 +377,18 @@ def test_pids_limit(runc: House) -> None:
     start(directory)
     wait(directory)
     assert "37" in text(directory).split()
+
+
+def test_a_caller_with_threads_gets_a_monitor_of_its_own(house: House) -> None:
+    """A process with several threads must not be forked from; its monitor is a new interpreter."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        directory = house.shell("echo threaded; exit 3")
+        assert start(directory) is None
+        assert wait(directory) == 3
+        assert text(directory) == "threaded\n"
+    finally:
+        done.set()
+        thread.join()
