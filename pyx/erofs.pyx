@@ -308,6 +308,8 @@ cdef void put_node(job_t* job, uint32_t at) noexcept nogil:
         inode.gid = row.gid
         inode.mtime = <uint64_t>seconds
         inode.mtime_ns = <uint32_t>(row.mtime_ns - seconds * 1000000000)
+        if kind == S_IFLNK:
+            inode.mode = <uint16_t>(S_IFLNK | 0o777)     # whatever a tar says: Linux knows no other
         if kind in (S_IFDIR, S_IFLNK):
             inode.size = node.size
             inode.place = <uint32_t>(job.first_block + node.block) if node.format == FORMAT_PLAIN else 0
