@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from pylayers.container.bundle import minimal_environment, runtime_error
@@ -20,6 +19,7 @@ from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_st
 from pylayers.container.spec import build_process, choose_capabilities
 from pylayers.container.user import resolve_user
 from pylayers.errors import Conflict, Unsupported, translate_os_error
+from pylayers.record import replace
 
 
 def execute(

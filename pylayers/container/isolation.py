@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pylayers.errors import InvalidInput, Unsupported
+from pylayers.record import record
 from pylayers.volume.parse import MountRequest
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -15,7 +14,7 @@ LIMITS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Process:
     """Say what runs: arguments, environment ("K=V"), directory, user as written (name or id, optionally ":group")."""
 
@@ -26,7 +25,7 @@ class Process:
     terminal: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class ContainerMount:
     """Mount a host path ("bind") or memory ("tmpfs") at target inside the container."""
 
@@ -41,7 +40,7 @@ class ContainerMount:
     restricted: bool = True  # tmpfs: neither devices nor programs in it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Limit:
     """Set one resource limit, e.g. nofile."""
 
@@ -50,7 +49,7 @@ class Limit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Device:
     """Give the container a host device."""
 
@@ -59,7 +58,7 @@ class Device:
     access: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Isolation:
     """Say how far the process is kept apart; the defaults are docker's."""
 

@@ -7,7 +7,6 @@ import json
 import os
 import select
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from pylayers.container.network import write_network_files
 from pylayers.container.record import ContainerSpec
 from pylayers.container.spec import build_config
 from pylayers.errors import ContainerError
+from pylayers.record import field, record
 
 BUBBLEWRAP = "bwrap"
 PID_POLL_MS = 1
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Launched:
     """Hold a started container: `pid` is its first process, `waited_pid` the child whose status is its status."""
 

@@ -8,11 +8,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pylayers.container.record import LOG, NANOSECONDS, RUNNING, load_state, timestamp
 from pylayers.errors import InvalidInput, NotFound
+from pylayers.record import record
 
 LINE_LIMIT_BYTES = 16 << 10  # a longer line is cut into several records, as docker does
 BLOCK_BYTES = 64 << 10
@@ -23,7 +23,7 @@ _RFC3339 = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogRecord:
     """Hold one record: text (with its newline, if it had one), "stdout" or "stderr", time as RFC 3339."""
 

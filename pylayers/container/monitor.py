@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from pylayers.container.record import (
     write_state,
 )
 from pylayers.errors import Conflict, PylayersError, translate_os_error
+from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
 
 CHUNK_BYTES = 64 << 10

@@ -7,19 +7,18 @@ never leaves a container "running".
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pylayers.container.isolation import ContainerMount, Device, Isolation, Limit, Process
 from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInput, NotFound, translate_os_error
+from pylayers.record import field, record, replace, to_mapping
 from pylayers.snapshot.snapshotter import Mount
 
 CONFIG, STATE, LOG, LOCK, EXIT = "config.json", "state.json", "container.log", "lock", "exit"
@@ -29,7 +28,7 @@ CREATED, RUNNING, EXITED, DEAD = "created", "running", "exited", "dead"
 NANOSECONDS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class ContainerSpec:
     """Describe a container as it was asked for. `rootfs` is mounted at every start; the engine owns its snapshot."""
 
@@ -59,7 +58,7 @@ class ContainerSpec:
     created: str = ""  # RFC 3339
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class State:
     """Say what became of a container. Times are RFC 3339, ticks are field 22 of /proc/<pid>/stat."""
 
@@ -77,7 +76,7 @@ class State:
 
 def spec_to_json(spec: ContainerSpec) -> str:
     """Serialise a spec."""
-    return json.dumps(dataclasses.asdict(spec), indent=1)
+    return json.dumps(to_mapping(spec), indent=1)
 
 
 def spec_from_json(content: bytes) -> ContainerSpec:
@@ -155,7 +154,7 @@ def recorded_state(directory: Path) -> State:
     try:
         with (directory / STATE).open("rb") as file:
             values = json.loads(file.read(RECORD_LIMIT_BYTES))
-        known = {one.name for one in fields(State)}
+        known = to_mapping(State())
         return State(**{name: value for name, value in values.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None
@@ -194,7 +193,7 @@ def _unseen(state: State) -> State:
 
 def write_state(directory: Path, state: State) -> None:
     """Replace state.json atomically."""
-    write_atomically(directory / STATE, json.dumps(dataclasses.asdict(state)))
+    write_atomically(directory / STATE, json.dumps(to_mapping(state)))
 
 
 def write_atomically(path: Path, content: str) -> None:

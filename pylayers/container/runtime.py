@@ -9,9 +9,9 @@ import functools
 import importlib
 import os
 import shutil
-from dataclasses import dataclass
 
 from pylayers.errors import InvalidInput, RuntimeMissing
+from pylayers.record import record
 
 OCI_RUNTIMES = ("crun", "runc", "youki")
 BUBBLEWRAP = "bwrap"
@@ -25,7 +25,7 @@ _CGROUP2_ONLY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Runtime:
     """Name a usable runtime. `command` starts every call; `limits` tells whether it can set cgroup limits."""
 
@@ -35,7 +35,7 @@ class Runtime:
     limits: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RuntimeProbe:
     """Tell whether one runtime can be used here, and if not, why."""
 

@@ -9,7 +9,6 @@ import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pylayers.container.spec import build_config
 from pylayers.container.stubs import Stubs
 from pylayers.container.termination import terminable
 from pylayers.errors import Conflict, ContainerError, translate_os_error
+from pylayers.record import record, replace
 from pylayers.snapshot import mount as snapshot_mount
 from pylayers.snapshot.snapshotter import Mount
 
@@ -33,7 +33,7 @@ HOSTNAME = "pylayers"
 Output = Callable[[int, bytes], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExitStatus:
     """Tell how the process ended; 128 + n after signal n."""
 

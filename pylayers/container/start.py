@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +116,8 @@ def _fork_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[in
                 _leave_caller(log_fd, {write_end, lock_fd, *copies})
                 status = monitor.main(arguments)
             except BaseException:
+                import traceback
+
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()

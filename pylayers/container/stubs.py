@@ -11,13 +11,13 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from pylayers.record import record
 from pylayers.volume.rootpath import Location, locate
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Directory:
     """Hold what an existing parent was like before the run."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pylayers.errors import ContainerError, translate_os_error
+from pylayers.record import record
 from pylayers.volume.rootpath import read_beneath
 
 FILE_LIMIT_BYTES = 16 << 20
 ID_LIMIT = (1 << 31) - 1  # docker's own limit
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class User:
     """Name the numeric identity of a process."""
 

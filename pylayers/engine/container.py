@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ from pylayers.engine.storage import limit_snapshot, read_storage_options
 from pylayers.errors import Conflict, InvalidInput, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.image.view import Image, find_image, load_image
+from pylayers.record import field, replace
+from pylayers.record import record as make_record
 from pylayers.snapshot.snapshotter import Changes, Snapshotter
 from pylayers.store.entry import EntryTable
 from pylayers.store.holder import ContainerRecord
@@ -34,7 +35,7 @@ REAP_AFTER_NS = 60 * 1_000_000_000
 CONTAINER_LABEL = "pylayers.container"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@make_record(kw_only=True)
 class ContainerOptions:
     """Say how a container differs from what its image asks for."""
 
@@ -58,7 +59,7 @@ class ContainerOptions:
     isolation: Isolation = field(default_factory=Isolation)
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class Container:
     """View one container. `state` is created, running, exited or dead; times are RFC 3339."""
 
@@ -79,7 +80,7 @@ class Container:
     volumes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class ContainerSize:
     """Count a container's disk bytes: its own, and those of its whole root file system."""
 

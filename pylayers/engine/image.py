@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from pylayers.image.assemble import AssembledImage, assemble
 from pylayers.image.view import Image, find_image, list_names, load_image, read_children
 from pylayers.oci.config import ImageConfig, RunConfig
 from pylayers.oci.reference import Reference
+from pylayers.record import record as make_record
 from pylayers.record import replace
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ CHANGE_INSTRUCTIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class HistoryLine:
     """One step of an image's history; `diff_id` is None for a step without a layer."""
 
@@ -40,7 +40,7 @@ class HistoryLine:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class Removal:
     """Say what a removal did: names that went, images and layers that went with them."""
 
@@ -49,7 +49,7 @@ class Removal:
     freed_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class ChunkComparison:
     """Say how many distinct chunks and bytes an image has, and how many of the bytes another image lacks."""
 

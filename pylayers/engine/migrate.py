@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,8 @@ from pylayers.errors import (
     translate_os_error,
 )
 from pylayers.image.unpack import UNPACKING, has_snapshot, unpack_layers
+from pylayers.record import record as make_record
+from pylayers.record import replace
 from pylayers.snapshot.carry import carry_changes, flush
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.select import check_name, has_data, mark_migration, migration_target, open_driver, require_driver
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pylayers.engine import Engine
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class Migrated:
     """Say what a migration moved: ids of containers, names of image snapshots. A run that had less to do says less."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pylayers.record import record, replace
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.volume.initialise import initialise
@@ -21,7 +21,7 @@ from pylayers.volume.parse import (
 from pylayers.volume.volumes import Volume
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MountPlan:
     """Say what will be mounted; parents come before what lies inside them."""
 
@@ -47,7 +47,7 @@ def plan_mounts(
     return MountPlan(tuple(sorted(requests, key=lambda request: request.target.split("/"))))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MadeVolume:
     """A volume that exists, and whether it is to be filled from the image."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import Conflict, NotFound, PylayersError
 from pylayers.image.unpack import UNPACKING, has_snapshot
 from pylayers.oci.chain import chain_ids
+from pylayers.record import record as make_record
 from pylayers.volume.volumes import disk_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pylayers.store.check import Problem
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class UsageRow:
     """Count one kind of thing, as system df shows it."""
 
@@ -31,7 +31,7 @@ class UsageRow:
     reclaimable_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class PruneResult:
     """Say what a prune removed."""
 
@@ -41,7 +41,7 @@ class PruneResult:
     freed_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class DriverRow:
     """One row of driver ls."""
 
@@ -49,7 +49,7 @@ class DriverRow:
     chosen: bool
 
 
-@dataclass(frozen=True, slots=True)
+@make_record
 class DriverTable:
     """Hold driver ls: a row for each driver, and why none could be chosen."""
 

@@ -15,14 +15,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pylayers.errors import (
@@ -34,9 +32,9 @@ from pylayers.errors import (
     Unsupported,
     translate_os_error,
 )
+from pylayers.record import record, replace, to_mapping
 from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
 
-LOGGER = logging.getLogger("pylayers.snapshot")
 MAKING = ".making-"
 REMOVING = ".removing-"
 PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:@+=,")
@@ -47,7 +45,7 @@ FORMAT_VERSION = 1  # of the driver's folder; raised when an older pylayers woul
 CLOCK_REALTIME_COARSE = 5  # the clock of file timestamps: never ahead of the next ctime (linux/time.h)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Record:
     """One snapshot.json."""
 
@@ -65,7 +63,7 @@ class Record:
 
     def encode(self) -> bytes:
         """Give the file's content."""
-        return json.dumps({**asdict(self), "kind": self.kind.value}, indent=1, sort_keys=True).encode() + b"\n"
+        return json.dumps({**to_mapping(self), "kind": self.kind.value}, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def decode(cls, content: bytes, path: Path) -> Record:
@@ -316,7 +314,9 @@ class Catalog:
             try:
                 self._delete(path)
             except OSError as error:
-                LOGGER.warning("could not delete leftover %s: %s", path, error)
+                import logging  # as rarely needed as this
+
+                logging.getLogger("pylayers.snapshot").warning("could not delete leftover %s: %s", path, error)
             finally:
                 os.close(claim)
 

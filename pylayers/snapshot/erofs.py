@@ -16,12 +16,12 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from pylayers._native import copyup, erofs, tardiff
 from pylayers.errors import DriverError, PylayersError
 from pylayers.oci.digest import digest_hex
+from pylayers.record import record
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.imagemount import open_image
@@ -39,7 +39,7 @@ IMAGE, TAR, INDEX = "layer.erofs", "layer.tar", "layer.idx"
 MOST_LOWERS = 32
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lower:
     """One lower of a mount: a directory (no devices), or an image over its devices."""
 

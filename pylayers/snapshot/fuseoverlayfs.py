@@ -11,12 +11,12 @@ import shutil
 import stat
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from pylayers._native import walk
 from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import PylayersError
+from pylayers.record import replace
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import translated
 from pylayers.snapshot.fusemount import PROGRAM, TYPE, find_program, is_served

@@ -6,13 +6,13 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pylayers.diff.whiteout import OPAQUE_NAMES, OVERLAY_PREFIXES, is_whiteout
+from pylayers.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Found:
     """What the stack shows at a path: the uppermost file (or directory) and every directory that merges into it."""
 

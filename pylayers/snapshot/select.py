@@ -9,11 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
+from pylayers.record import record
 from pylayers.snapshot.backing import find_file_system, refuse_backing
 from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
@@ -25,7 +25,7 @@ MIGRATION_FILE = "migrating"
 PROBING = "probe-"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DriverStatus:
     """One row of `pylayers driver ls`."""
 

@@ -11,9 +11,10 @@ Crash rule: `prepare` and `commit` are visible only when whole; a driver drops o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
+
+from pylayers.record import record
 
 if TYPE_CHECKING:
     from pylayers.store.layer import Layer
@@ -27,7 +28,7 @@ class SnapshotKind(Enum):
     COMMITTED = "committed"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnapshotStat:
     """Describe a snapshot."""
 
@@ -37,7 +38,7 @@ class SnapshotStat:
     created_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Count what a snapshot holds itself, without its parents."""
 
@@ -45,7 +46,7 @@ class Usage:
     inodes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mount:
     """Describe one mount as data; snapshot.mount knows how each type is mounted.
 
@@ -64,7 +65,7 @@ class Mount:
     devices: tuple[tuple[str, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Probe:
     """Tell whether a driver works on this machine and root, and if not, why."""
 
@@ -127,7 +128,7 @@ class Snapshotter(Protocol):
         """Release descriptors and locks. Mounts made by callers are theirs."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Changes:
     """Hold a layer table and where each row's data lies, ready for tarwrite; close() ends the descriptors."""
 

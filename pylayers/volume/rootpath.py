@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+
+from pylayers.record import record
 
 SYMLINK_LIMIT = 40  # the kernel's own limit
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Location:
     """Say where a path leads: `existing` is canonical (no symlink in it), `missing` are the names below it."""
 

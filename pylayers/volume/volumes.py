@@ -11,11 +11,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pylayers.errors import Conflict, IntegrityError, NotFound, translate_os_error
+from pylayers.record import field, record
 from pylayers.volume.parse import check_name
 
 RECORD = "volume.json"
@@ -25,7 +25,7 @@ RECORD_LIMIT_BYTES = 1 << 20
 Users = Callable[[str], Iterable[str]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Volume:
     """Describe one volume."""
 

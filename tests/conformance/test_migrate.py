@@ -251,9 +251,8 @@ def test_another_drivers_container_is_named(ground: Path) -> None:
 
 def test_a_limit_that_the_target_cannot_keep(ground: Path) -> None:
     """Said before anything moves, and the target is empty again."""
-    from dataclasses import replace
-
     from pylayers.container.record import rewrite
+    from pylayers.record import replace
 
     root = ground / "root"
     changed, _ = make_root(root, "overlay2")

@@ -11,6 +11,7 @@ import lzma
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,9 +260,11 @@ def test_podman_reads_and_writes(engine: Engine, tmp_path: Path) -> None:
     load(engine, pack(modern()), tmp_path)
     with (tmp_path / "ours.tar").open("wb") as out:
         engine.images.save(["app:1"], out.fileno())
-    podman = ["podman", "--root", f"{tmp_path}/p", "--runroot", f"{tmp_path}/r", "--storage-driver", "vfs"]
-    subprocess.run([*podman, "load", "-q", "-i", f"{tmp_path}/ours.tar"], check=True)
-    subprocess.run([*podman, "save", "-q", "-o", f"{tmp_path}/theirs.tar", "app:1"], check=True)
+    with tempfile.TemporaryDirectory(prefix="podman-") as place:  # its runroot may have 50 characters
+        podman = ["podman", "--root", f"{place}/p", "--runroot", f"{place}/r", "--storage-driver", "vfs"]
+        subprocess.run([*podman, "load", "-q", "-i", f"{tmp_path}/ours.tar"], check=True)
+        subprocess.run([*podman, "save", "-q", "-o", f"{tmp_path}/theirs.tar", "app:1"], check=True)
+        subprocess.run([*podman, "rmi", "--all", "--force"], check=True, capture_output=True)
     engine.images.remove(["app:1"])
     engine.images.load(tmp_path / "theirs.tar")
     assert engine.images.list()[0].config.diff_ids[0] == f"sha256:{sha256(LAYERS[0])}"

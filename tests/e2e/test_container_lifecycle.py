@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,7 @@ from pylayers.container.remove import remove
 from pylayers.container.start import start
 from pylayers.container.stop import kill, stop, wait
 from pylayers.errors import Conflict, ContainerError, NotFound, PylayersError, Unsupported
+from pylayers.record import replace
 from pylayers.snapshot.mount import mount_points_below
 
 ATTACH = """

@@ -154,7 +154,7 @@ def _read_agent(name: str, places: list[str]) -> Agent:
 
 def apply_options(isolation: Isolation, options: BuildOptions) -> Isolation:
     """Return the isolation with the build's hosts, limits and size of /dev/shm. Raises InvalidInput."""
-    from dataclasses import replace
+    from pylayers.record import replace
 
     if options.add_hosts:
         isolation = replace(isolation, extra_hosts=tuple(map(read_host, options.add_hosts)))
@@ -199,7 +199,7 @@ def name_options(options: BuildOptions, instruction: df.Run) -> tuple[str, ...]:
 
 def isolate(session: BuildSession, instruction: df.Run, network: str, expand: Expand) -> Isolation:
     """Return how a RUN is kept apart. Raises Unsupported for what --allow doesn't grant, and for missing devices."""
-    from dataclasses import replace
+    from pylayers.record import replace
 
     options = session.options
     hostname = options.arguments.get(HOSTNAME_ARGUMENT) or HOSTNAME
