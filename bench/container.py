@@ -145,8 +145,7 @@ class Peer:
 
     def load(self) -> float:
         """Load into a store without the image and run the first container."""
-        self._docker.call("image", "rm", "--force", APP, check=False)
-        self._docker.call("image", "prune", "--force")
+        self._docker.call("system", "prune", "--all", "--force")  # what was committed would keep the layers
         os.sync()
         return self._timed("load", "-i", self._archive) + self.run()
 
@@ -275,7 +274,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             peer = Peer(docker, archive)
             for work, sample in (("load", peer.load), ("run", peer.run), ("commit", peer.commit)):
                 works[work]["docker"] = sample
-        if shutil.which("podman"):
+        if shutil.which("podman") and "run" in (options.work or "run"):
             works["run"]["podman"] = Podman(cache / "container" / "podman", archive).run
         if shutil.which("runc"):
             works["library"] = {
@@ -286,6 +285,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             umoci.prepare()
             works["unpack"] = {"pylayers": subject.load, "umoci": umoci.unpack}
             works["commit"]["umoci"] = umoci.commit
+        if options.work:
+            works = {work: works[work] for work in options.work.split(",")}
         samples = play(works, options.rounds)
         versions = docker.versions() if options.docker else None
     size_bytes = archive.stat().st_size
@@ -323,6 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare loading, running and committing by pylayers and its peers.")
     parser.add_argument("--source", default="ml", help="ml, nm, big or quick")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", default="", help="only these, comma-separated")
     parser.add_argument("--no-docker", dest="docker", action="store_false")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that dockerd and docker are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
