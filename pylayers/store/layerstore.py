@@ -145,16 +145,21 @@ class LayerStore:
     @translates("open a layer")
     def open(self, diff_id: str) -> Layer:
         """Open a layer without reading it through. Raises NotFound, IntegrityError when its files disagree."""
+        index, size_bytes = self._look(diff_id, again=True)
+        self._compare(diff_id, index, size_bytes)
+        return Layer(diff_id, size_bytes, self.path(diff_id) / TAR_NAME, index.table, index.chunks)
+
+    def _look(self, diff_id: str, *, again: bool) -> tuple[LayerIndex, int]:
+        """Open a layer's index and tell its tar's size."""
         directory = self.path(diff_id)
         try:
-            index = open_index(directory / INDEX_NAME)
-            size_bytes = (directory / TAR_NAME).stat().st_size
+            return open_index(directory / INDEX_NAME), (directory / TAR_NAME).stat().st_size
         except FileNotFoundError as error:
-            if directory.is_dir():
-                raise IntegrityError(f"layer {diff_id}: {error.filename} is missing", hint=CHECK_HINT) from None
-            raise NotFound(f"layer {diff_id} is not stored") from None
-        self._compare(diff_id, index, size_bytes)
-        return Layer(diff_id, size_bytes, directory / TAR_NAME, index.table, index.chunks)
+            if not directory.is_dir():
+                raise NotFound(f"layer {diff_id} is not stored") from None
+            if again:  # it may have appeared whole since the first look; to call it damaged would have it deleted
+                return self._look(diff_id, again=False)
+            raise IntegrityError(f"layer {diff_id}: {error.filename} is missing", hint=CHECK_HINT) from None
 
     def _compare(self, diff_id: str, index: LayerIndex, size_bytes: int) -> None:
         if digest_from_hex(index.diff_hex) != diff_id:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pylayers.errors import IntegrityError, InvalidInput, NoSpace, NotFound
-from pylayers.store import Store
+from pylayers.store import Store, layerstore
 from pylayers.store.entry import EntryTable
 from tests.unit.store_sample import add_layer, digest, make_table
 
@@ -47,6 +47,28 @@ def test_an_existing_layer_wins(store: Store) -> None:
     assert second.table.path(second.table.entry(1)) == b"first"
     assert second.tar_path.stat().st_ino == inode
     assert scratch_files(store) == []
+
+
+def test_a_layer_that_appears_between_two_looks_is_not_taken_for_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two builds that make one layer: a commit once deleted what the other had made in that moment."""
+    first = add_layer(store, b"same")
+    place = first.tar_path.parent
+    inode = first.tar_path.stat().st_ino
+    aside = place.with_name("aside")
+    place.rename(aside)
+    real = layerstore.open_index
+
+    def appear(path: Path) -> object:
+        if aside.exists():
+            aside.rename(place)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path)
+
+    monkeypatch.setattr(layerstore, "open_index", appear)
+    assert add_layer(store, b"same").tar_path.stat().st_ino == inode
+    assert not aside.exists()
 
 
 def test_a_damaged_existing_layer_is_replaced(store: Store) -> None:
