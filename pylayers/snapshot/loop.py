@@ -18,22 +18,24 @@ FLAGS_OFFSET = 8 + 52
 TRIES = 64
 
 
-def attach_loop(path: str) -> tuple[int, str]:
-    """Attach a file read-only to a free loop device; return a descriptor of the device and its name.
+def attach_loop(path: str, *, writable: bool = False) -> tuple[int, str]:
+    """Attach a file to a free loop device; return a descriptor of the device and its name.
 
     The device is freed when the descriptor and everything mounted from it are gone. Raises OSError.
     """
-    backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    access = os.O_RDWR if writable else os.O_RDONLY
+    backing = os.open(path, access | os.O_CLOEXEC)
     try:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         try:
             for _ in range(TRIES):
                 name = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
-                device = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+                device = os.open(name, access | os.O_CLOEXEC)
                 try:
                     config = bytearray(CONFIG_BYTES)
                     struct.pack_into("<II", config, 0, backing, 0)
-                    struct.pack_into("<I", config, FLAGS_OFFSET, LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR)
+                    flags = LO_FLAGS_AUTOCLEAR | (0 if writable else LO_FLAGS_READ_ONLY)
+                    struct.pack_into("<I", config, FLAGS_OFFSET, flags)
                     fcntl.ioctl(device, LOOP_CONFIGURE, bytes(config))
                     return device, name
                 except OSError as error:

@@ -52,6 +52,7 @@ MODULES = {
     "fuse-overlayfs": "pylayers.snapshot.fuseoverlayfs",
     "btrfs": "pylayers.snapshot.btrfs",
     "overlay": "pylayers.snapshot.overlay",
+    "devicemapper": "pylayers.snapshot.devicemapper",
     "vfs": "pylayers.snapshot.vfs",
 }
 

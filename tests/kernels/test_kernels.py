@@ -1,0 +1,50 @@
+"""The tests that need another kernel than this one, run inside user-mode Linux."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pylayers.snapshot import mapper
+from tests.kernels import standing
+from tests.kernels.launcher import find_kernel, run_tests
+
+# driver -> the tests that show it, and how long they may take
+SELECTIONS = {
+    "devicemapper": (("tests/conformance/test_devicemapper.py",), 900),
+    "overlay2 with project quotas": (("tests/conformance/test_quota.py", "tests/conformance/test_backing.py"), 600),
+    "aufs": (("tests/conformance/test_aufs.py",), 900),
+}
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def is_here(what: str) -> str:
+    """Name this kernel where it can do by itself what a selection needs."""
+    if what == "devicemapper" and mapper.CONTROL.exists():
+        return "this kernel"
+    if what == "aufs" and "aufs" in Path("/proc/filesystems").read_text().split():
+        return "this kernel"
+    return ""
+
+
+@pytest.mark.parametrize("what", SELECTIONS)
+def test_in_another_kernel(what: str, tmp_path: Path) -> None:
+    selection, timeout_seconds = SELECTIONS[what]
+    if is_here(what):
+        standing.note(what, is_here(what))
+        pytest.skip(f"{is_here(what)} has it: the tests run here by themselves")
+    if not all((REPOSITORY / path).exists() for path in selection):
+        pytest.skip(f"not in this checkout: {', '.join(selection)}")
+    program, reason = find_kernel()
+    if not program:
+        standing.note(what, f"not run: {reason}")
+        pytest.skip(reason)
+    found = run_tests(selection, tmp_path, timeout_seconds=timeout_seconds)
+    last = found.output.strip().splitlines()[-1] if found.output.strip() else "no word"
+    where = f"user-mode Linux {found.kernel}"
+    if found.status == 0 and " passed" not in last:
+        standing.note(what, f"not run: {where} lacks it ({last})")
+        pytest.skip(f"{where}: {found.output[-600:]}")
+    standing.note(what, f"{where}: {last}")
+    assert found.status == 0, f"{where} left with {found.status}:\n{found.output[-20000:]}"
