@@ -1,62 +1,40 @@
 # cython: autotestdict=False
 """Copy files and trees with everything that belongs to them.
 
-A tree is copied directory by directory from a list of those found so far: two descriptors are open however deep
-it is. Directories get their metadata at the end, deepest first, so that copying into them doesn't change it.
+A file's data go the best way that both file systems have (filecopy.pxd); a tree is copied directory by directory
+(treecopy.pxd), each entry with its metadata (copyentry.pxd).
 """
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINVAL, ENAMETOOLONG, ENODATA, ENOMEM, EOPNOTSUPP, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset, strerror, strlen
-from posix.unistd cimport close
+from libc.errno cimport EINVAL, errno
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset, strerror
+from posix.unistd cimport getegid, geteuid
 
-from arena cimport arena_free, arena_t, arena_take
-from beneath cimport O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, open_beneath, open_name, syscall
-from entry cimport entry_t
-from fileat cimport (
-    AT_SYMLINK_NOFOLLOW, O_CREAT, O_EXCL, O_WRONLY, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SYS_getdents64, fremovexattr,
-    fstat, fstatat, ftruncate, linkat, mkdirat, mknodat, openat_mode, readlinkat, stat_t, symlinkat,
-)
+from copyentry cimport GIVEN_UP, copy_t, path_t, worker_t
+from fileat cimport fstat, ftruncate, stat_t
 from filecopy cimport BY_CLONE, BY_HAND, BY_RANGE, copy_data
-from growable cimport append, growable_t, release
-from linkmap cimport link_find, linkmap_t, seen_t
-from restore cimport finish_named, finish_open, restore_t
 from spancopy cimport copier_t, copy_span
-from xattr cimport xattr_read, xattr_scratch_t, xattr_start, xattr_stop
+from thread cimport (
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_join, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, pthread_t, start_quiet, wait_for,
+)
+from treecopy cimport BUFFER_BYTES, run, start_worker, stop_worker
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    static inline int count_cores(void) {
+        cpu_set_t mine;
+        return sched_getaffinity(0, sizeof(mine), &mine) == 0 ? CPU_COUNT(&mine) : 1;
+    }
+    """
+    int count_cores() nogil
 
 cdef enum:
-    BUFFER_BYTES = 256 * 1024
-    LISTING_BYTES = 32 * 1024
-    NAME_OFFSET = 19           # of struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name
-    TARGET_BYTES = 4096        # PATH_MAX: no symlink is longer
-
-cdef struct path_t:
-    size_t length
-    char text[1]               # and more
-
-cdef struct directory_t:
-    const path_t* path
-    stat_t found               # before anything was read from it
-
-cdef struct copy_t:
-    int source_root
-    int target_root
-    int source_fd              # the directory being copied
-    int target_fd
-    uint64_t target_device     # the target itself, which must not lie within the source
-    uint64_t target_inode
-    uint64_t device            # of the last file: how it can be copied holds for its file system
-    bint no_clone
-    arena_t paths
-    growable_t directories     # directory_t, parents first
-    const path_t* failed       # the path that an error is about
-    linkmap_t links            # their place is a path_t
-    xattr_scratch_t xattrs
-    restore_t restore
-    copier_t copier
-    uint64_t entries
-    uint64_t data_bytes
+    THREADS_UNASKED = 8        # at most; more than cores make it slower, and so does a file system's own lock
+    THREAD_LIMIT = 64
+    SIGNALS_MS = 100
 
 
 cdef int start_copier(copier_t* copier) except -1:
@@ -108,259 +86,106 @@ def copy_range(int source_fd, source_offset, int target_fd, target_offset, size_
         raise OSError(failure, strerror(failure).decode())
 
 
-cdef path_t* join_path(copy_t* state, const path_t* parent, const char* name) noexcept nogil:
-    """Hold the path of a directory's entry until the end; NULL when there is no memory."""
-    cdef size_t name_length = strlen(name)
-    cdef path_t* joined = <path_t*>arena_take(&state.paths, sizeof(path_t) + parent.length + 1 + name_length)
-    if joined == NULL:
-        return NULL
-    joined.length = 0
-    if parent.length:
-        memcpy(joined.text, parent.text, parent.length)
-        joined.text[parent.length] = c'/'
-        joined.length = parent.length + 1
-    memcpy(joined.text + joined.length, name, name_length + 1)
-    joined.length += name_length
-    return joined
-
-
-cdef int link_first(copy_t* state, const path_t* first, const char* name) noexcept nogil:
-    """Link a further name of an inode to its first one; 0 or an errno."""
-    cdef size_t end = first.length
-    cdef int fd, failure
-    while end and first.text[end - 1] != c'/':
-        end -= 1
-    fd = open_beneath(state.target_root, first.text, end - 1 if end else 0, O_PATH | O_DIRECTORY)
-    if fd < 0:
-        return errno
-    failure = 0 if linkat(fd, first.text + end, state.target_fd, name, 0) == 0 else errno
-    close(fd)
-    return failure
-
-
-cdef int copy_attributes(copy_t* state, const stat_t* found, int source_fd, const char* name, int fd) noexcept nogil:
-    """Give an entry of the target (fd, or the name in the current directory) its source's metadata; 0 or an errno."""
-    cdef entry_t row
-    cdef int failure = xattr_read(&state.xattrs, source_fd, name)
-    if failure:
-        return failure
-    memset(&row, 0, sizeof(row))
-    row.mode, row.uid, row.gid = found.st_mode, found.st_uid, found.st_gid
-    row.mtime_ns = found.st_mtim.tv_sec * 1000000000 + found.st_mtim.tv_nsec
-    row.xattr_length = <uint32_t>state.xattrs.size
-    state.restore.heap = state.xattrs.encoded
-    state.restore.atime = &found.st_atim
-    if fd >= 0:
-        return finish_open(&state.restore, &row, fd)
-    return finish_named(&state.restore, &row, state.target_fd, name, False)
-
-
-cdef int copy_regular(copy_t* state, const stat_t* found, const char* name) noexcept nogil:
-    """Copy a regular file with its metadata; 0 or an errno."""
-    cdef int source, target, failure = 0, way
-    cdef stat_t now
-    source = open_name(state.source_fd, name, O_RDONLY)
-    if source < 0:
-        return errno
-    target = openat_mode(
-        state.target_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, found.st_mode & 0o700
-    )
-    if target < 0 or fstat(source, &now) != 0:
-        failure = errno
-    elif now.st_mode & S_IFMT != S_IFREG:
-        failure = EINVAL  # another thing has taken the name
-    else:
-        if now.st_dev != state.device:
-            state.device = now.st_dev
-            state.no_clone = state.copier.by_hand = False
-        if now.st_size:
-            failure = copy_data(&state.copier, &state.no_clone, source, target, &now, now.st_size, &way)
-        state.data_bytes += <uint64_t>now.st_size
-    if failure == 0:
-        failure = copy_attributes(state, found, state.source_fd, name, target)
-    close(source)
-    if target >= 0 and close(target) != 0 and failure == 0:
-        failure = errno
-    return failure
-
-
-cdef int copy_symlink(copy_t* state, const char* name) noexcept nogil:
-    cdef char target[TARGET_BYTES]
-    cdef ssize_t length = readlinkat(state.source_fd, name, target, TARGET_BYTES)
-    if length < 0:
-        return errno
-    if length == TARGET_BYTES:
-        return ENAMETOOLONG
-    target[length] = 0
-    return 0 if symlinkat(target, state.target_fd, name) == 0 else errno
-
-
-cdef int meet_directory(copy_t* state, const path_t* parent, const stat_t* found, const char* name) noexcept nogil:
-    """Make a directory, unless it is there, and put it on the list; 0 or an errno."""
-    cdef directory_t directory
-    cdef stat_t there
-    cdef int failure
-    if found.st_dev == state.target_device and found.st_ino == state.target_inode:
-        return EINVAL  # the target lies within the source
-    if mkdirat(state.target_fd, name, 0o700) != 0:
-        failure = errno
-        if fstatat(state.target_fd, name, &there, AT_SYMLINK_NOFOLLOW) != 0 or there.st_mode & S_IFMT != S_IFDIR:
-            return failure
-    directory.found = found[0]
-    directory.path = join_path(state, parent, name)
-    if directory.path == NULL or append(&state.directories, &directory, sizeof(directory)) != 0:
-        return ENOMEM
-    return 0
-
-
-cdef int copy_entry(copy_t* state, const path_t* parent, const char* name) noexcept nogil:
-    """Copy one entry of the current directory; 0 or an errno."""
-    cdef stat_t found
-    cdef seen_t* seen
-    cdef path_t* path
-    cdef int failure
-    cdef uint32_t kind
-    if fstatat(state.source_fd, name, &found, AT_SYMLINK_NOFOLLOW) != 0:
-        return errno
-    state.entries += 1
-    kind = found.st_mode & S_IFMT
-    if kind == S_IFDIR:
-        return meet_directory(state, parent, &found, name)
-    if found.st_nlink > 1:
-        seen = link_find(&state.links, found.st_dev, found.st_ino)
-        if seen == NULL:
-            return ENOMEM
-        if seen.place:
-            return link_first(state, <const path_t*>seen.place, name)
-        path = join_path(state, parent, name)
-        if path == NULL:
-            return ENOMEM
-        seen.device, seen.inode, seen.place = found.st_dev, found.st_ino, <size_t>path
-        state.links.taken += 1
-    if kind == S_IFREG:
-        return copy_regular(state, &found, name)
-    if kind == S_IFLNK:
-        failure = copy_symlink(state, name)
-    else:
-        failure = 0 if mknodat(state.target_fd, name, found.st_mode & (S_IFMT | 0o700), found.st_rdev) == 0 else errno
-    if failure == 0:
-        failure = copy_attributes(state, &found, state.source_fd, name, -1)
-    return failure
-
-
-cdef int copy_listing(copy_t* state, const path_t* path) noexcept nogil:
-    """Copy what the current directory lists; 0 or an errno, with the path that it is about."""
-    cdef uint8_t listing[LISTING_BYTES]
-    cdef long size, at
-    cdef uint16_t record_bytes
-    cdef const char* name
-    cdef int failure
-    while True:
-        size = syscall(SYS_getdents64, state.source_fd, listing, <size_t>LISTING_BYTES)
-        if size <= 0:
-            return 0 if size == 0 else errno
-        at = 0
-        while at < size:
-            memcpy(&record_bytes, &listing[at + 16], 2)
-            name = <const char*>&listing[at + NAME_OFFSET]
-            at += record_bytes
-            if name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0)):
-                continue
-            failure = copy_entry(state, path, name)
-            if failure:
-                state.failed = join_path(state, path, name)
-                return failure
-
-
-cdef int open_both(copy_t* state, const path_t* path) noexcept nogil:
-    """Make a directory the current one on both sides; 0 or an errno. close_both follows either way."""
-    state.failed = path
-    state.source_fd = open_beneath(state.source_root, path.text, path.length, O_RDONLY | O_DIRECTORY)
-    if state.source_fd < 0:
-        return errno
-    state.target_fd = open_beneath(state.target_root, path.text, path.length, O_RDONLY | O_DIRECTORY)
-    return errno if state.target_fd < 0 else 0
-
-
-cdef void close_both(copy_t* state) noexcept nogil:
-    if state.source_fd >= 0:
-        close(state.source_fd)
-    if state.target_fd >= 0:
-        close(state.target_fd)
-    state.source_fd = state.target_fd = -1
-
-
-cdef int copy_directory(copy_t* state, size_t index, bint finishing) noexcept nogil:
-    """Copy a listed directory's entries or, at the end, its metadata; 0 or an errno."""
-    # By value: the list may move while it grows.
-    cdef directory_t directory = (<directory_t*>state.directories.data)[index]
-    cdef int failure = open_both(state, directory.path)
-    if failure == 0 and finishing:
-        failure = copy_attributes(state, &directory.found, state.source_fd, b".", state.target_fd)
-    elif failure == 0:
-        # A default ACL of a directory that was there would be inherited; the source's own comes back at the end.
-        if fremovexattr(state.target_fd, b"system.posix_acl_default") != 0 and errno not in (ENODATA, EOPNOTSUPP):
-            failure = errno
-        if failure == 0:
-            failure = copy_listing(state, directory.path)
-    close_both(state)
-    return failure
-
-
-cdef int start_copy(copy_t* state, int source_fd, int target_fd) except -1:
-    """Take the memory and put the top directory on the list."""
-    cdef directory_t top
-    cdef stat_t target
-    state.source_root, state.target_root = source_fd, target_fd
-    state.directories.limit = <size_t>1 << 40
-    start_copier(&state.copier)
-    top.path = <path_t*>arena_take(&state.paths, sizeof(path_t))
-    if top.path == NULL or xattr_start(&state.xattrs) != 0:
-        raise MemoryError
-    memset(<void*>top.path, 0, sizeof(path_t))
-    if fstat(source_fd, &top.found) != 0 or fstat(target_fd, &target) != 0:
+cdef int start_copy(copy_t* copy, int source_fd, int target_fd, path_t* path) except -1:
+    """Put the top directory on the stack."""
+    cdef stat_t source, target
+    copy.source_root, copy.target_root = source_fd, target_fd
+    if fstat(source_fd, &source) != 0 or fstat(target_fd, &target) != 0:
         raise OSError(errno, strerror(errno).decode(), b"")
-    if top.found.st_dev == target.st_dev and top.found.st_ino == target.st_ino:
+    if source.st_dev == target.st_dev and source.st_ino == target.st_ino:
         raise OSError(EINVAL, "the source and the target are one directory", b"")
-    state.target_device, state.target_inode = target.st_dev, target.st_ino
-    if append(&state.directories, &top, sizeof(top)) != 0:
-        raise MemoryError
+    copy.target_device, copy.target_inode = target.st_dev, target.st_ino
+    copy.uid, copy.gid = geteuid(), getegid()
+    copy.top.path = path
+    copy.top.waiting = 1
+    copy.top.was_there = True
+    copy.stack = &copy.top
     return 0
 
 
-def copy_tree(int source_fd, int target_fd):
+cdef int run_workers(copy_t* copy, worker_t* workers, int threads) except -1:
+    """Let the threads copy, and look for signals meanwhile."""
+    cdef pthread_t ids[THREAD_LIMIT]
+    cdef int index, started = 0, failure = 0
+    with nogil:
+        pthread_mutex_lock(&copy.lock)
+        while started < threads and failure == 0:
+            failure = start_quiet(&ids[started], &run, &workers[started])
+            if failure == 0:
+                started += 1
+        copy.running = started
+        pthread_mutex_unlock(&copy.lock)
+    try:
+        if started == 0:
+            raise OSError(failure, "cannot start a thread: " + strerror(failure).decode(), b"")
+        while True:
+            with nogil:
+                pthread_mutex_lock(&copy.lock)
+                if copy.running:
+                    wait_for(&copy.wake, &copy.lock, SIGNALS_MS)
+                index = copy.running
+                pthread_mutex_unlock(&copy.lock)
+            if index == 0:
+                break
+            PyErr_CheckSignals()
+    finally:
+        with nogil:
+            pthread_mutex_lock(&copy.lock)
+            if copy.running and copy.error == 0:
+                copy.error = GIVEN_UP
+            pthread_cond_broadcast(&copy.wake)
+            pthread_cond_broadcast(&copy.linked)
+            pthread_mutex_unlock(&copy.lock)
+            for index in range(started):
+                pthread_join(ids[index], NULL)
+    return 0
+
+
+def copy_tree(int source_fd, int target_fd, int threads=0):
     """Copy everything below one directory into another, existing one; return (entries, bytes of data).
 
     Keeps owner, mode, times, xattrs (ACLs and capabilities with them), hard links inside the tree, holes, devices,
     fifos, sockets, symlinks; the top directory's own metadata is applied to the target as well. Directories that
-    are there already are merged, anything else in the way is a FileExistsError. Never follows symlinks. Two
-    descriptors at a time; memory for the directories' paths. Releases the GIL. Raises OSError with filename; what
-    was copied so far stays. Needs /proc for xattrs.
+    are there already are merged, anything else in the way is a FileExistsError. Never follows symlinks. threads=0:
+    one a core, at most 8. Some four descriptors a thread; memory for the directories' paths. Releases the GIL.
+    Raises OSError with filename; what was copied so far stays, but no entry that isn't whole: only directories may
+    lack entries and metadata. An xattr of a namespace that is one file system's own (btrfs.*) is left out where the
+    target has no such thing. Needs /proc for xattrs of what is neither a file nor a directory.
     """
-    cdef copy_t state
-    cdef size_t index = 0
-    cdef int failure = 0
-    memset(&state, 0, sizeof(state))
-    state.source_fd = state.target_fd = -1
-    state.restore.own_prefix = state.restore.doing = b""
+    cdef copy_t copy
+    cdef path_t top
+    cdef worker_t* workers
+    cdef int index
+    if threads < 0:
+        raise ValueError("threads must not be negative")
+    threads = min(threads, THREAD_LIMIT) if threads else min(count_cores(), THREADS_UNASKED)
+    memset(&copy, 0, sizeof(copy))
+    memset(&top, 0, sizeof(top))
+    start_copy(&copy, source_fd, target_fd, &top)
+    workers = <worker_t*>calloc(threads, sizeof(worker_t))
+    if workers == NULL:
+        raise MemoryError
+    pthread_mutex_init(&copy.lock, NULL)
+    pthread_cond_init(&copy.wake, NULL)
+    pthread_cond_init(&copy.linked, NULL)
     try:
-        start_copy(&state, source_fd, target_fd)
-        while failure == 0 and index < state.directories.length // sizeof(directory_t):
-            with nogil:
-                failure = copy_directory(&state, index, False)
-            PyErr_CheckSignals()
-            index += 1
-        while failure == 0 and index:
-            index -= 1
-            with nogil:
-                failure = copy_directory(&state, index, True)
-        if failure:
-            path = b"" if state.failed == NULL else state.failed.text[:state.failed.length]
-            raise OSError(failure, strerror(failure).decode(), path)
-        return state.entries, state.data_bytes
+        for index in range(threads):
+            if start_worker(&workers[index], &copy) != 0:
+                raise MemoryError
+        run_workers(&copy, workers, threads)
+        if copy.error:
+            path = b"" if copy.failed == NULL else copy.failed.text[:copy.failed.length]
+            raise OSError(copy.error, strerror(copy.error).decode(), path)
+        entries = data_bytes = 0
+        for index in range(threads):
+            entries += workers[index].entries
+            data_bytes += workers[index].data_bytes
+        return entries, data_bytes
     finally:
-        free(state.copier.buffer)
-        free(state.links.slots)
-        release(&state.directories)
-        xattr_stop(&state.xattrs)
-        arena_free(&state.paths)
+        for index in range(threads):
+            stop_worker(&workers[index])
+        free(workers)
+        free(copy.links.slots)
+        pthread_cond_destroy(&copy.linked)
+        pthread_cond_destroy(&copy.wake)
+        pthread_mutex_destroy(&copy.lock)

@@ -33,6 +33,7 @@ cdef extern from *:
         AT_REMOVEDIR
         AT_SYMLINK_NOFOLLOW
         DT_DIR
+        DT_REG
         O_CREAT
         O_EXCL
         O_RDWR

@@ -1,6 +1,6 @@
 # cython: language_level=3
 """Copy a whole file's data: clone, copy ranges in the kernel, or by hand; holes stay holes (inline-only)."""
-from libc.errno cimport EDQUOT, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, errno
+from libc.errno cimport EDQUOT, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, EPERM, ETXTBSY, errno
 from libc.stdint cimport int64_t
 
 from fileat cimport ftruncate, stat_t
@@ -18,7 +18,8 @@ cdef extern from *:
     int64_t lseek(int fd, int64_t offset, int whence) nogil
 
 cdef enum:
-    SMALL_BYTES = 64 * 1024    # up to here two plain calls beat asking for a clone or a range copy
+    SMALL_BYTES = 64 * 1024    # up to here two plain calls beat asking for a range copy
+    BLOCK_BYTES = 4096         # no hole is smaller
     BY_CLONE = 1
     BY_RANGE = 2
     BY_HAND = 3
@@ -26,6 +27,10 @@ cdef enum:
 cdef inline bint is_final(int code) noexcept nogil:
     """Tell whether an error would meet every other way of copying as well."""
     return code in (EIO, ENOSPC, EDQUOT, ENOMEM)
+
+cdef inline bint is_of_the_file(int code) noexcept nogil:
+    """Tell whether a clone was refused for this file alone, and not for the whole file system."""
+    return code in (EINVAL, ETXTBSY, EPERM)
 
 cdef inline int copy_extents(copier_t* copier, int source_fd, int target_fd, int64_t size) noexcept nogil:
     """Copy the data ranges and leave the holes out; 0 or an errno."""
@@ -57,21 +62,24 @@ cdef inline int copy_data(
     copier_t* copier, bint* no_clone, int source_fd, int target_fd, const stat_t* found, int64_t size, int* way
 ) noexcept nogil:
     """Copy a file's data into an empty file in the best way; 0 or an errno, EIO when the source is shorter."""
-    cdef bint has_holes = found.st_blocks * 512 < size
     cdef bint by_hand = copier.by_hand
+    cdef bint has_holes
     cdef int failure
     if size > found.st_size:
         return EIO  # a hole is not distinguished from the end further down
     way[0] = BY_CLONE
-    if not no_clone[0] and size == found.st_size and (size > SMALL_BYTES or has_holes):
+    if not no_clone[0] and size == found.st_size:
         if ioctl(target_fd, FICLONE, source_fd) == 0:
             return 0
         if is_final(errno):
             return errno
-        no_clone[0] = True
+        if not is_of_the_file(errno):
+            no_clone[0] = True
     way[0] = BY_RANGE
     if size <= SMALL_BYTES:
         copier.by_hand = True
+    # Blocks that are set aside (beyond the end, or not written yet) hide holes in their number.
+    has_holes = found.st_blocks * 512 < size or (size > BLOCK_BYTES and 0 <= lseek(source_fd, 0, SEEK_HOLE) < size)
     if has_holes:
         failure = copy_extents(copier, source_fd, target_fd, size)
         if failure == 0 and ftruncate(target_fd, size) != 0:

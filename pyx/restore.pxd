@@ -24,12 +24,21 @@ cdef struct restore_t:
     char* xattr_names          # XATTR_NAMES_BYTES
     const char* own_prefix     # of the names that overlayfs would take for its own marks; empty: none
     bint keeps_owner           # files stay whose they are
+    bint drops_foreign         # what belongs to another kind of file system is left out, else it is an error
     const timespec* atime      # NULL: the same as the row's mtime
     const char* doing          # what failed, for the error's text
 
 cdef inline bint starts_with(const char* name, size_t length, const char* prefix) noexcept nogil:
     cdef size_t prefix_length = strlen(prefix)
     return length >= prefix_length and memcmp(name, prefix, prefix_length) == 0
+
+cdef inline bint is_file_systems_own(const char* name) noexcept nogil:
+    """Tell whether a name is of none of the kernel's namespaces but one file system's: btrfs.*, system.nfs4_acl."""
+    cdef size_t length = strlen(name)
+    return not (
+        starts_with(name, length, b"user.") or starts_with(name, length, b"trusted.")
+        or starts_with(name, length, b"security.") or starts_with(name, length, b"system.posix_acl_")
+    )
 
 cdef inline int put_xattrs(restore_t* state, const entry_t* row, int fd, const char* path) noexcept nogil:
     """Set a row's xattrs, on fd or, when that is -1, on path itself.
@@ -65,7 +74,7 @@ cdef inline int put_xattrs(restore_t* state, const entry_t* row, int fd, const c
             result = fsetxattr(fd, name, encoded + at, value_length, 0)
         else:
             result = lsetxattr(path, name, encoded + at, value_length, 0)
-        if result != 0:
+        if result != 0 and not (state.drops_foreign and errno == EOPNOTSUPP and is_file_systems_own(name)):
             return errno
         at += value_length
     return 0

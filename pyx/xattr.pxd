@@ -11,6 +11,8 @@ from arena cimport grow
 cdef extern from "<sys/xattr.h>" nogil:
     ssize_t llistxattr(const char* path, char* names, size_t size)
     ssize_t lgetxattr(const char* path, const char* name, void* value, size_t size)
+    ssize_t flistxattr(int fd, char* names, size_t size)
+    ssize_t fgetxattr(int fd, const char* name, void* value, size_t size)
 
 cdef extern from "<fcntl.h>" nogil:
     int AT_SYMLINK_NOFOLLOW
@@ -58,24 +60,15 @@ cdef inline void xattr_stop(xattr_scratch_t* scratch) noexcept nogil:
     free(scratch.order)
     free(scratch.encoded)
 
-cdef inline int xattr_read(xattr_scratch_t* scratch, int directory_fd, const char* name) noexcept nogil:
-    """Encode the xattrs of one directory entry (name "." for the directory itself), sorted by name.
-
-    The symlink itself is meant, never its target. Returns 0 or an errno; ENOENT means that the entry vanished.
-    Needs /proc; see proc_missing.
-    """
-    cdef char path[PROC_BYTES]
+cdef inline int xattr_encode(xattr_scratch_t* scratch, size_t listed, int fd, const char* path) noexcept nogil:
+    """Encode the xattrs that were listed, read from fd or, when that is -1, from path; 0 or an errno."""
     cdef size_t count = 0, at = 0, name_length
-    cdef ssize_t listed, got
+    cdef ssize_t got
     cdef uint16_t name_size
     cdef uint32_t value_size
+    cdef uint8_t* value
     cdef void* moved
-    scratch.size = 0
-    snprintf(path, PROC_BYTES, "/proc/self/fd/%d/%s", directory_fd, name)
-    listed = list_xattrs(scratch, directory_fd, name, path)
-    if listed < 0:
-        return 0 if errno == EOPNOTSUPP else errno
-    while at < <size_t>listed:
+    while at < listed:
         moved = grow(scratch.order, &scratch.order_capacity, count + 1, sizeof(char*))
         if moved == NULL:
             return ENOMEM
@@ -91,9 +84,11 @@ cdef inline int xattr_read(xattr_scratch_t* scratch, int directory_fd, const cha
         if moved == NULL:
             return ENOMEM
         scratch.encoded = <uint8_t*>moved
-        got = lgetxattr(
-            path, scratch.order[at], scratch.encoded + scratch.size + 6 + name_length, XATTR_LIMIT_BYTES
-        )
+        value = scratch.encoded + scratch.size + 6 + name_length
+        if fd >= 0:
+            got = fgetxattr(fd, scratch.order[at], value, XATTR_LIMIT_BYTES)
+        else:
+            got = lgetxattr(path, scratch.order[at], value, XATTR_LIMIT_BYTES)
         if got < 0:
             if errno == ENODATA or errno == EOPNOTSUPP:  # removed since it was listed
                 continue
@@ -105,6 +100,29 @@ cdef inline int xattr_read(xattr_scratch_t* scratch, int directory_fd, const cha
         memcpy(scratch.encoded + scratch.size + 6, scratch.order[at], name_length)
         scratch.size += 6 + name_length + <size_t>got
     return 0 if scratch.size <= <size_t>0xFFFFFFFF else EOVERFLOW
+
+cdef inline int xattr_read(xattr_scratch_t* scratch, int directory_fd, const char* name) noexcept nogil:
+    """Encode the xattrs of one directory entry (name "." for the directory itself), sorted by name.
+
+    The symlink itself is meant, never its target. Returns 0 or an errno; ENOENT means that the entry vanished.
+    Needs /proc; see proc_missing.
+    """
+    cdef char path[PROC_BYTES]
+    cdef ssize_t listed
+    scratch.size = 0
+    snprintf(path, PROC_BYTES, "/proc/self/fd/%d/%s", directory_fd, name)
+    listed = list_xattrs(scratch, directory_fd, name, path)
+    if listed < 0:
+        return 0 if errno == EOPNOTSUPP else errno
+    return xattr_encode(scratch, <size_t>listed, -1, path)
+
+cdef inline int xattr_read_open(xattr_scratch_t* scratch, int fd) noexcept nogil:
+    """The same for an open file or directory; no /proc is needed. 0 or an errno."""
+    cdef ssize_t listed = flistxattr(fd, scratch.names, XATTR_LIMIT_BYTES)
+    scratch.size = 0
+    if listed < 0:
+        return 0 if errno == EOPNOTSUPP else errno
+    return xattr_encode(scratch, <size_t>listed, fd, NULL)
 
 cdef inline bint proc_missing(int fd) noexcept nogil:
     """Tell whether /proc is not mounted, so that its ENOENT is not taken for a vanished entry."""
