@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import tempfile
 import time
 from pathlib import Path
@@ -21,13 +20,11 @@ from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import translated
 from pylayers.snapshot.fusemount import PROGRAM, TYPE, find_program, is_served
 from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.namedmark import convert_names
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.snapshot.upper import find_upper_changes
-from pylayers.store.entry import ENTRY_STRUCT, FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable, path_key
 
-OPAQUE_NAMES = (b".wh..wh..opq", b".wh..opq")
-PREFIX = b".wh."
 ENDING_TRIES = 100
 
 
@@ -48,7 +45,7 @@ class Driver(StackSnapshotter):
             time.sleep(0.01)
         else:
             self._refuse(record)
-        super()._refuse_mounted(directory, record)
+        StackSnapshotter._refuse_mounted(self, directory, record)
 
     def changes(self, key: str) -> Changes:
         """Return the changes of an active or committed snapshot, by walking only its upper."""
@@ -64,31 +61,6 @@ class Driver(StackSnapshotter):
             except BaseException:
                 os.close(descriptor)
                 raise
-
-
-def convert_names(records: bytearray, heap: bytearray) -> bytearray:
-    """Turn entries that are marks by their names into WHITEOUT rows and OPAQUE directories; heap grows."""
-    if PREFIX not in heap:
-        return records
-    rows: dict[bytes, Entry] = {}
-    opaque: list[bytes] = []
-    table = EntryTable(bytes(records), bytes(heap))
-    for entry in table:
-        path = table.path(entry)
-        above, slash, name = path.rpartition(b"/")
-        if not name.startswith(PREFIX):
-            rows[path] = entry
-        elif name in OPAQUE_NAMES:
-            opaque.append(above)
-        else:
-            hidden = above + slash + name[len(PREFIX) :]
-            rows[hidden] = Entry(
-                path_offset=len(heap), path_length=len(hidden), mode=stat.S_IFCHR, nlink=1, flags=FLAG_WHITEOUT
-            )
-            heap += hidden
-    for path in opaque:
-        rows[path] = rows[path]._replace(flags=rows[path].flags | FLAG_OPAQUE)
-    return bytearray().join(ENTRY_STRUCT.pack(*rows[path]) for path in sorted(rows, key=path_key))
 
 
 def probe(directory: Path) -> Probe:

@@ -27,6 +27,7 @@ KEPT_FLAGS = (
     (os.ST_NOEXEC, sysmount.MS_NOEXEC),
 )
 BUSY_TRIES = 20
+AUFS_MODULE = "/sys/fs/aufs"
 
 
 def mount(mounts: Sequence[Mount], target: Path) -> None:
@@ -53,6 +54,10 @@ def unmount(target: Path, *, detach: bool = False) -> None:
 
     Raises Conflict when it stays busy. detach=True hides it at once and lets the kernel finish when the last user ends.
     """
+    if os.path.exists(AUFS_MODULE):
+        from pylayers.snapshot.aufsmount import keep_links
+
+        keep_links(target)
     for left in range(BUSY_TRIES, -1, -1):
         try:
             sysmount.unmount(os.fsencode(target), sysmount.MNT_DETACH if detach else 0)
@@ -136,7 +141,14 @@ def _mount_erofs(one: Mount, target: Path) -> None:
     mount_image(one.source, one.devices[0], target)
 
 
+def _mount_aufs(one: Mount, target: Path) -> None:
+    from pylayers.snapshot.aufsmount import mount_branches
+
+    mount_branches(one, target)
+
+
 MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
+    "aufs": _mount_aufs,
     "bind": _mount_bind,
     "erofs": _mount_erofs,
     fusemount.TYPE: fusemount.mount_by_program,

@@ -51,6 +51,7 @@ MODULES = {
     "overlay2": "pylayers.snapshot.overlay2",
     "fuse-overlayfs": "pylayers.snapshot.fuseoverlayfs",
     "btrfs": "pylayers.snapshot.btrfs",
+    "aufs": "pylayers.snapshot.aufs",
     "overlay": "pylayers.snapshot.overlay",
     "devicemapper": "pylayers.snapshot.devicemapper",
     "vfs": "pylayers.snapshot.vfs",

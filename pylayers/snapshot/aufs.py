@@ -1,0 +1,174 @@
+"""aufs: each snapshot holds only its own changes, and the kernel's aufs shows them over its parents'.
+
+docker's layout: `diff/<id>` has the files, marks by name among them; `layers/<id>` lists the ids below, topmost first;
+`mnt/<id>` is an empty directory to mount at. snapshot.json is the truth about all of it, so what a crash leaves is
+found by the directory `<id>` that was being made or removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pylayers._native import walk
+from pylayers.errors import DriverError, PylayersError, Unsupported
+from pylayers.snapshot.aufsmount import TYPE, is_branch, read_branch_limit
+from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.default import DefaultSnapshotter, translated
+from pylayers.snapshot.lower import LowerStack, copy_metadata
+from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.namedmark import OPAQUE, NamedStack, convert_names, spell_names, spell_overlay
+from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind
+from pylayers.snapshot.stack import StackSnapshotter
+from pylayers.snapshot.upper import find_upper_changes
+from pylayers.store.layer import Layer
+
+FOLDERS = ("diff", "layers", "mnt")
+# dirperm1: a lower directory's mode doesn't count once the upper has its own; dio: direct I/O is passed on.
+OPTIONS = ("dio", "dirperm1", "xino=/dev/shm/aufs.xino")
+
+
+class Driver(StackSnapshotter):
+    """Keep snapshots as aufs branches. Needs a kernel with aufs."""
+
+    name = "aufs"
+    limit = DefaultSnapshotter.limit  # a branch is a single directory without one of its own around it
+
+    def __init__(self, root: Path) -> None:
+        """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
+        place = Path(os.path.abspath(root))
+        with translated(f"open the snapshots in {place}"):
+            for folder in FOLDERS:
+                (place / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        DefaultSnapshotter.__init__(self, place)
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+        below = [] if parent is None else [parent.id, *self._read_layers(parent)]
+        limit = self._branch_limit()
+        if len(below) + 1 > limit:
+            raise Unsupported(
+                f"aufs here takes {limit} branches, and snapshot {record.name!r} would need {len(below) + 1}",
+                hint="use another storage driver: pylayers driver migrate aufs overlay2",
+            )
+        diff = self.root / "diff" / record.id
+        diff.mkdir()
+        os.chmod(diff, 0o755)  # noqa: S103 - whatever the umask
+        (self.root / "mnt" / record.id).mkdir(mode=0o700)
+        (self.root / "layers" / record.id).write_text("".join(f"{identity}\n" for identity in below))
+        if parent is not None:
+            top = os.fsencode(self.root / "diff" / parent.id)
+            copy_metadata(top, os.stat(top), os.fsencode(diff))
+
+    def _discard(self, directory: Path) -> None:
+        identity = directory.name[-32:]
+        for folder in ("mnt", "diff"):
+            if (self.root / folder / identity).exists():
+                delete_tree(self.root / folder / identity)
+        (self.root / "layers" / identity).unlink(missing_ok=True)
+
+    def _seal(self, directory: Path) -> None:
+        with suppress(FileNotFoundError):
+            (self.root / "mnt" / directory.name).rmdir()
+
+    def _content(self, record: Record) -> Path:
+        return self.root / "diff" / record.id
+
+    def _mounts(self, record: Record) -> list[Mount]:
+        lowers = tuple(map(str, self._lowers(record)))
+        view = record.kind is SnapshotKind.VIEW
+        own = str(self._content(record))
+        if view:
+            return [Mount(TYPE, lowers=lowers or (own,), options=OPTIONS, readonly=True)]
+        return [Mount(TYPE, lowers=lowers, upper=own, options=OPTIONS)]
+
+    def _refuse_mounted(self, directory: Path, record: Record) -> None:
+        if is_branch(self._content(record)):
+            self._refuse(record)
+        super()._refuse_mounted(directory, record)
+
+    # -- shorter ways than the derived ones --------------------------------------------------------------------
+
+    def apply(self, key: str, layer: Layer) -> None:
+        """Unpack a layer straight into the branch of an active snapshot; nothing is mounted."""
+        diff = os.fsencode(self._content(self._active(key)))
+        with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
+            spell_overlay(diff)
+            try:
+                super().apply(key, layer)
+            finally:
+                spell_names(diff)
+
+    def changes(self, key: str) -> Changes:
+        """Return the changes of an active or committed snapshot, by walking only its branch."""
+        record = self._changeable(key)
+        with translated(f"find the changes of snapshot {key!r}"):
+            descriptor = os.open(self._content(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                records, heap = walk.walk(descriptor, xattrs=True)
+                records = self._convert(records, heap)
+                with self._below(record) as below:
+                    return find_upper_changes(records, heap, descriptor, below)
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _branch_limit(self) -> int:
+        return read_branch_limit()
+
+    @staticmethod
+    def _convert(records: bytearray, heap: bytearray) -> bytearray:
+        return convert_names(records, heap)
+
+    @contextmanager
+    def _below(self, record: Record) -> Iterator[LowerStack]:
+        """Show the layers below a snapshot without mounting them."""
+        yield NamedStack(self._lowers(record))
+
+    def _lowers(self, record: Record) -> list[Path]:
+        return [self.root / "diff" / identity for identity in self._read_layers(record)]
+
+    def _read_layers(self, record: Record) -> list[str]:
+        """Read the ids below a snapshot, topmost first."""
+        path = self.root / "layers" / record.id
+        try:
+            return path.read_text().split()
+        except FileNotFoundError as error:
+            raise DriverError(f"snapshot {record.name!r} has lost its list of parents ({path})") from error
+
+
+def probe(directory: Path) -> Probe:
+    """Mount two lowers inside a directory and change them; nothing is left behind."""
+    if TYPE not in Path("/proc/filesystems").read_text().split():
+        return Probe(False, "the running kernel has no aufs, or its module is not loaded")
+    scratch = Path(tempfile.mkdtemp(prefix=".probe-", dir=directory))
+    try:
+        for name in ("l1", "l2", "upper"):
+            (scratch / name).mkdir()
+        (scratch / "l1" / "one").write_bytes(b"1")
+        (scratch / "l2" / "two").write_bytes(b"2")
+        (scratch / "l2" / "hidden").write_bytes(b"")
+        (scratch / "l1" / ".wh.hidden").write_bytes(b"")
+        (scratch / "l2" / "tree").mkdir()
+        lowers = (str(scratch / "l1"), str(scratch / "l2"))
+        with mounted([Mount(TYPE, lowers=lowers, upper=str(scratch / "upper"), options=OPTIONS)], scratch) as merged:
+            if sorted(os.listdir(merged)) != ["one", "tree", "two"]:
+                return Probe(False, "aufs here does not honour whiteouts")
+            (merged / "two").unlink()
+            (merged / "tree").rmdir()
+            (merged / "tree").mkdir()
+        upper = os.fsencode(scratch / "upper")
+        if not os.path.lexists(upper + b"/.wh.two") or not os.path.lexists(upper + b"/tree/" + OPAQUE):
+            return Probe(False, "aufs here marks deleted files in a way this driver does not know")
+        return Probe(True)
+    except (PylayersError, OSError) as error:
+        return Probe(False, f"aufs inside {directory}: {error}")
+    finally:
+        shutil.rmtree(scratch)
