@@ -77,14 +77,20 @@ def shows_types(directory: Path) -> bool:
 
 def find_file_system(directory: Path) -> str:
     """Name the type of the file system that holds a directory."""
-    best, best_length = "unknown", -1
+    return find_mount(directory)[0]
+
+
+def find_mount(directory: Path) -> tuple[str, str]:
+    """Give the type and the source (a device, a dataset) of the mount that holds a directory."""
+    best, best_length = ("unknown", ""), -1
     place = os.path.realpath(directory)
     for line in read_mount_table().splitlines():
         fields = line.split(" ")
         point = unescape(fields[4])
         inside = place == point or place.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= best_length:  # the last of several at one place hides the others
-            best, best_length = fields[fields.index("-") + 1], len(point)
+            dash = fields.index("-")
+            best, best_length = (fields[dash + 1], unescape(fields[dash + 2])), len(point)
     return best
 
 

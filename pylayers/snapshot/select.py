@@ -51,6 +51,7 @@ MODULES = {
     "overlay2": "pylayers.snapshot.overlay2",
     "fuse-overlayfs": "pylayers.snapshot.fuseoverlayfs",
     "btrfs": "pylayers.snapshot.btrfs",
+    "zfs": "pylayers.snapshot.zfs",
     "aufs": "pylayers.snapshot.aufs",
     "overlay": "pylayers.snapshot.overlay",
     "devicemapper": "pylayers.snapshot.devicemapper",
@@ -213,11 +214,6 @@ def _missing(name: str, scratch: Path) -> Iterator[str]:
             yield "no fuse-overlayfs program on the PATH"
         if not Path("/dev/fuse").exists():
             yield "no /dev/fuse"
-    if name == "zfs":
-        if shutil.which("zfs") is None:
-            yield "no zfs program on the PATH"
-        if not Path("/dev/zfs").exists():
-            yield "no /dev/zfs"
     if name == "devicemapper":
         if shutil.which("dmsetup") is None:
             yield "no dmsetup program on the PATH"

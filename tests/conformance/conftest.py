@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pylayers.snapshot import overlay2
+from tests.conformance.zfspool import destroy_below, pool
 
 pytest.register_assert_rewrite(
     *(
@@ -55,7 +56,7 @@ def loop_file_system(kind: str, directory: Path) -> Iterator[Path]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a suite on the file systems that its class names: "own", "ext4", "xfs", "btrfs"."""
+    """Run a suite on the file systems that its class names: "own", "ext4", "xfs", "btrfs", "zfs"."""
     if "file_system" in metafunc.fixturenames:
         kinds = getattr(metafunc.cls, "file_systems", ("own", "xfs", "btrfs"))
         metafunc.parametrize("file_system", kinds, indirect=True, scope="session")
@@ -70,6 +71,10 @@ def file_system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if request.param == "own" and overlay2.probe(directory).usable:
         yield directory
         return
+    if request.param == "zfs":
+        with pool(directory) as point:
+            yield point
+        return
     with loop_file_system("ext4" if request.param == "own" else request.param, directory) as point:
         yield point
 
@@ -80,4 +85,5 @@ def ground(file_system: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     directory = file_system / f"t{abs(hash(request.node.nodeid)):x}"
     directory.mkdir()
     yield directory
+    destroy_below(directory)
     shutil.rmtree(directory)
