@@ -16,6 +16,7 @@ from pathlib import Path
 READ_BYTES = 1 << 20
 BIG_FILE_BYTES = 512 << 20
 BIG_FILE_COUNT = 4
+MODULE_FILE_COUNT = 36_000
 BASE_SUITE = "bookworm"
 CHANGED_NAME = "one-changed-file.txt"
 PYTHON_TORCH = "torch==2.13.0"
@@ -130,11 +131,26 @@ def make_quick(directory: Path) -> None:
     (directory / "large.bin").write_bytes(generator.randbytes(16 << 20))
 
 
+def make_modules(directory: Path) -> None:
+    """Write a tree like an unpacked node_modules: 36,000 files of a few KB in some 3,400 directories, and links."""
+    generator = random.Random(7)
+    places = ("", "lib", "dist/esm", "node_modules/inner/src")
+    for number in range(MODULE_FILE_COUNT):
+        package = directory / "node_modules" / f"package{number // 48}" / places[number // 12 % 4]
+        if number % 12 == 0:
+            package.mkdir(parents=True, exist_ok=True)
+        size_bytes = min(int(generator.lognormvariate(7.6, 1.6)), 4 << 20)
+        (package / f"file{number}.js").write_bytes(generator.randbytes(size_bytes))
+        if number % 1200 == 0:
+            (directory / "node_modules" / f".bin{number}").symlink_to(f"package{number // 48}/file{number}.js")
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "ml": make_python,
     "nm": make_node,
     "big": make_big,
     "quick": make_quick,
+    "modules": make_modules,
 }
 
 

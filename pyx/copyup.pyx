@@ -61,7 +61,12 @@ def copy_file(int source_fd, int target_fd, size_bytes):
         raise ValueError("size_bytes is negative")
     start_copier(&copier)
     with nogil:
-        if fstat(source_fd, &found) != 0 or ftruncate(target_fd, 0) != 0:
+        if fstat(target_fd, &found) != 0:
+            failure = errno
+        # What ext4 sees cut to nothing it writes out when it is closed, even when there was nothing.
+        elif found.st_size and ftruncate(target_fd, 0) != 0:
+            failure = errno
+        elif fstat(source_fd, &found) != 0:
             failure = errno
         else:
             failure = copy_data(&copier, &no_clone, source_fd, target_fd, &found, size, &way)
