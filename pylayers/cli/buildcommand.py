@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from pylayers.cli.build import build as perform_build
-from pylayers.cli.buildline import FLAG, MANY, OPTIONS, Option
+from pylayers.cli.buildline import OPTIONS
+from pylayers.cli.option import FLAG, MANY, Option
 from pylayers.cli.session import Session
 
 
@@ -19,11 +20,18 @@ def make_option(option: Option) -> click.Option:
         metavar=option.metavar,
         is_flag=option.kind == FLAG,
         multiple=option.kind == MANY,
-        type=click.Choice(option.choices) if option.choices else None,
+        type=choose_type(option),
         default=option.default if option.kind != FLAG else False,
-        show_default=option.default is not None,
+        show_default=bool(option.default),
         envvar=option.variable,
     )
+
+
+def choose_type(option: Option) -> click.ParamType[Any] | type | None:
+    """Return what click reads a value as."""
+    if option.choices:
+        return click.Choice(option.choices)
+    return click.IntRange(min=option.minimum) if option.minimum is not None else option.number
 
 
 @click.pass_obj

@@ -1,48 +1,14 @@
-"""The options of `pylayers build`, and a reader for its plain command lines.
-
-An unchanged rebuild takes less time than importing click does. So a command line of known options and one context is
-read here; whatever else it holds (--help, an unknown or abbreviated option, a missing value) is left to click, whose
-command is made from the same table, and which therefore gives every error and every help text.
-"""
+"""The options of `pylayers build`, and the reading of its plain command lines: see option."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-ONE, MANY, FLAG = "one", "many", "flag"
+from pylayers.cli.option import FLAG, MANY, ONE, Option, read_globals, read_words
+
 MODES = ("auto", "plain", "tty", "rawjson", "quiet")  # progress.MODES, which isn't imported for --help
 VERBS = ("build",)
-GLOBALS = {"--root": "root", "--driver": "driver", "--runtime": "runtime"}
-
-
-class Option:
-    """One option: its flags, the keyword that gets its value, and its help."""
-
-    __slots__ = ("choices", "default", "flags", "help", "kind", "metavar", "name", "variable")
-
-    def __init__(
-        self,
-        flags: tuple[str, ...],
-        name: str,
-        kind: str,
-        help: str,
-        *,
-        metavar: str | None = None,
-        choices: tuple[str, ...] = (),
-        default: str | None = None,
-        variable: str | None = None,
-    ) -> None:
-        self.flags = flags
-        self.name = name
-        self.kind = kind
-        self.help = help
-        self.metavar = metavar
-        self.choices = choices
-        self.default = default
-        self.variable = variable  # of the environment, where the option isn't given
-
 
 OPTIONS = (
     Option(("-t", "--tag"), "references", MANY, "Name of the image. Repeatable.", metavar="NAME[:TAG]"),
@@ -127,61 +93,17 @@ OPTIONS = (
 
 def read_line(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]] | None:
     """Return the global options and build's keywords of a plain `[GLOBALS] build …` line; None for any other line."""
-    given: dict[str, str] = {}
-    words = iter(arguments)
-    for word in words:
-        if word in VERBS:
-            break
-        name, equals, value = word.partition("=")
-        if name not in GLOBALS:
-            return None
-        found = value if equals else next(words, None)
-        if found is None:
-            return None
-        given[GLOBALS[name]] = found
-    else:
+    found = read_globals(arguments, VERBS)
+    if found is None:
         return None
-    values = read_options(list(words))
-    return None if values is None else (given, values)
+    values = read_options(found[2])
+    return None if values is None else (found[0], values)
 
 
-def read_options(words: list[str]) -> dict[str, Any] | None:
+def read_options(words: Sequence[str]) -> dict[str, Any] | None:
     """Return the keywords that the words after the verb give, None when click has to judge them."""
-    known = {flag: option for option in OPTIONS for flag in option.flags}
-    values: dict[str, Any] = {option.name: () if option.kind == MANY else option.kind != FLAG and option.default
-                              for option in OPTIONS}  # fmt: skip
-    values.update({option.name: None for option in OPTIONS if option.kind == ONE and option.default is None})
-    contexts: list[str] = []
-    seen: set[str] = set()
-    at = 0
-    while at < len(words):
-        word = words[at]
-        at += 1
-        if word == "-" or not word.startswith("-"):
-            contexts.append(word)
-            continue
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        option = known.get(name)
-        if option is None or (option.kind == FLAG and equals):
-            return None
-        seen.add(option.name)
-        if option.kind == FLAG:
-            values[option.name] = True
-            continue
-        if not equals:
-            if at == len(words):
-                return None
-            value = words[at]
-            at += 1
-        if option.choices and value not in option.choices:
-            return None
-        values[option.name] = (*values[option.name], value) if option.kind == MANY else value
-    for option in OPTIONS:
-        if option.variable is not None and option.name not in seen and os.environ.get(option.variable):
-            value = os.environ[option.variable]
-            if value not in option.choices:
-                return None
-            values[option.name] = value
-    if len(contexts) > 1:
+    found = read_words(OPTIONS, words, interspersed=True)
+    if found is None or len(found[1]) > 1:
         return None
+    values, contexts = found
     return {"context": contexts[0] if contexts else ".", **values}

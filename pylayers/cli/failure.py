@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from click import UsageError
 
+    from pylayers.cli.session import Session
     from pylayers.errors import BuildError
 
 PROGRAM = "pylayers"
@@ -49,16 +50,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def perform(arguments: list[str]) -> int:
     """Find the verb and run it."""
-    if "build" in arguments and COMPLETE_VARIABLE not in os.environ:
-        from pylayers.cli.buildline import read_line
-
-        plain = read_line(arguments)
-        if plain is not None:
-            from pylayers.cli.build import build
-            from pylayers.cli.session import Session
-
-            given, values = plain
-            return build(Session(given.get("root"), given.get("driver"), given.get("runtime")), **values)
+    if COMPLETE_VARIABLE not in os.environ:
+        code = perform_plain(arguments)
+        if code is not None:
+            return code
     import click
 
     from pylayers.cli.group import root
@@ -76,9 +71,37 @@ def perform(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def perform_plain(arguments: list[str]) -> int | None:
+    """Run a plain line of a verb that is over before click would be imported; None for any other line."""
+    if "build" in arguments:
+        from pylayers.cli import buildline
+
+        plain = buildline.read_line(arguments)
+        if plain is not None:
+            from pylayers.cli.build import build
+
+            return build(open_session(plain[0]), **plain[1])
+    if "run" in arguments:
+        from pylayers.cli import runline
+
+        plain = runline.read_line(arguments)
+        if plain is not None:
+            from pylayers.cli.run import run as perform_run
+
+            return perform_run(open_session(plain[0]), **plain[1])
+    return None
+
+
+def open_session(given: Mapping[str, str]) -> Session:
+    """Return what the options before the verb say."""
+    from pylayers.cli.session import Session
+
+    return Session(given.get("root"), given.get("driver"), given.get("runtime"))
+
+
 def wants_debug(arguments: Iterable[str]) -> bool:
     """Tell whether --debug stands before the verb."""
-    from pylayers.cli.buildline import GLOBALS
+    from pylayers.cli.option import GLOBALS
 
     words = iter(arguments)
     for word in words:

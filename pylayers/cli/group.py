@@ -35,7 +35,7 @@ IMAGE = {
 }
 CONTAINER = {
     "commit": Verb("container", "commit", "Make an image from a container's changes"),
-    "create": Verb("run", "create", "Create a container without starting it"),
+    "create": Verb("runcommand", "create", "Create a container without starting it"),
     "diff": Verb("container", "diff", "List what a container changed"),
     "exec": Verb("exec", "exec_", "Run a command in a running container"),
     "inspect": Verb("inspect", "inspect_container", "Show everything known of containers"),
@@ -44,7 +44,7 @@ CONTAINER = {
     "ls": Verb("container", "ps", "List containers"),
     "prune": Verb("container", "prune", "Remove all stopped containers"),
     "rm": Verb("container", "rm", "Remove containers"),
-    "run": Verb("run", "run", "Create and start a container from an image"),
+    "run": Verb("runcommand", "run", "Create and start a container from an image"),
     "start": Verb("container", "start", "Start stopped containers"),
     "stop": Verb("container", "stop", "Stop running containers"),
     "wait": Verb("container", "wait", "Wait for containers to end and print their exit codes"),

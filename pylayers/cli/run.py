@@ -1,18 +1,16 @@
-"""`pylayers run` and `pylayers create`: docker's options, read into ContainerOptions."""
+"""`pylayers run` and `pylayers create`, once their command lines are read (see runline) into ContainerOptions."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from pylayers.cli.command import ContainerCommand, RunCommand
 from pylayers.cli.session import Session
-from pylayers.errors import InvalidInput, PylayersError, Unsupported, translate_os_error
+from pylayers.errors import ContainerError, InvalidInput, PylayersError, Unsupported, translate_os_error
 
 if TYPE_CHECKING:
     from pylayers.container.isolation import Isolation
@@ -20,94 +18,47 @@ if TYPE_CHECKING:
     from pylayers.engine.container import Container, ContainerOptions
 
 ENVIRONMENT_LIMIT_BYTES = 16 << 20
+USAGE_EXIT_CODE = 125
 
 
-def repeatable(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """Declare an option that can be given several times."""
-    return click.option(*names, multiple=True, **settings)
-
-
-# Option by option as docker has them; the last name is the key under which read_options finds it.
-OPTIONS = (
-    click.option("--name", default="", help="Name of the container."),
-    repeatable("-e", "--env", "environment", metavar="NAME[=VALUE]", help="Set a variable; no value: yours."),
-    repeatable("--env-file", "environment_files", metavar="FILE", help="Read variables from a file."),
-    repeatable("-v", "--volume", "volumes", metavar="[SOURCE:]PATH[:OPTIONS]", help="Mount a volume or host path."),
-    repeatable("--mount", "mounts", metavar="KEY=VALUE,...", help="Mount as docker's --mount does."),
-    repeatable("--tmpfs", "tmpfs", metavar="PATH[:OPTIONS]", help="Mount memory."),
-    click.option("-w", "--workdir", "working_dir", metavar="DIR", help="Working directory."),
-    click.option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id."),
-    click.option("--entrypoint", metavar="COMMAND", help="Replace the image's entrypoint."),
-    click.option("--rm", "remove", is_flag=True, help="Remove the container when it ends."),
-    click.option("-i", "--interactive", is_flag=True, help="Pass stdin."),
-    click.option("-t", "--tty", "terminal", is_flag=True, help="Give it a terminal."),
-    click.option("--network", "--net", default="host", metavar="MODE", help="host or none."),
-    click.option("-h", "--hostname", default="", metavar="NAME", help="Host name."),
-    click.option("--read-only", "readonly", is_flag=True, help="Mount the root file system read-only."),
-    click.option("--privileged", is_flag=True, help="Give it every capability and device."),
-    repeatable("--cap-add", "capabilities_added", metavar="NAME", help="Add a capability."),
-    repeatable("--cap-drop", "capabilities_dropped", metavar="NAME", help="Drop a capability."),
-    repeatable("--add-host", "extra_hosts", metavar="NAME:ADDRESS", help="Add a line to /etc/hosts."),
-    click.option("--shm-size", metavar="SIZE", help="Size of /dev/shm."),
-    repeatable("--ulimit", "limits", metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
-    click.option("-m", "--memory", metavar="SIZE", help="Limit memory."),
-    click.option("--cpus", type=float, help="Limit processors."),
-    click.option("--pids-limit", "pids", type=int, help="Limit processes; -1 is unlimited."),
-    repeatable("-l", "--label", "labels", metavar="NAME=VALUE", help="Label the container."),
-    click.option("--cidfile", metavar="FILE", help="Write the container's id to a file."),
-    click.option("--stop-signal", default="", metavar="SIGNAL", help="Signal that stop sends."),
-    click.option("--stop-timeout", "stop_timeout_s", type=click.IntRange(min=0), metavar="SECONDS",
-                 help="How long stop waits before it kills."),
-    repeatable("--security-opt", "security", metavar="OPTION", help="no-new-privileges or seccomp=PROFILE."),
-    repeatable("--storage-opt", "storage_options", metavar="NAME=VALUE",
-               help="size=10G limits the writable layer, where the storage driver can."),
-    repeatable("--device", "devices", metavar="PATH[:PATH[:rwm]]", help="Give it a host device."),
-)  # fmt: skip
-
-
-def container_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add docker's options of create and run."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
-@click.command(cls=RunCommand, context_settings={"help_option_names": ["--help"]})
-@click.option("-d", "--detach", is_flag=True, help="Run in the background and print the container's id.")
-@container_options
-@click.argument("image")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.pass_obj
 def run(session: Session, /, image: str, command: tuple[str, ...], detach: bool, **given: Any) -> int:
     """Create and start a container from an image; leave with its command's exit code."""
-    options = read_options(given)
-    if options.terminal and options.interactive and not detach:
-        check_terminal()
-    with session.open() as engine:
-        container = create_container(engine, image, command, options, given["cidfile"])
-        try:
-            if detach:
-                engine.containers.start(container.id)
-            else:
-                return engine.containers.attach(container.id)
-        except BaseException:
-            if options.remove:
-                discard_unstarted(engine, container.id)
-            raise
-    click.echo(container.id)
+    with failing_as_docker():
+        options = read_options(given)
+        if options.terminal and options.interactive and not detach:
+            check_terminal()
+        with session.open() as engine:
+            container = create_container(engine, image, command, options, given["cidfile"])
+            try:
+                if detach:
+                    engine.containers.start(container.id)
+                else:
+                    return engine.containers.attach(container.id)
+            except BaseException:
+                if options.remove:
+                    discard_unstarted(engine, container.id)
+                raise
+    print(container.id)
     return 0
 
 
-@click.command(cls=ContainerCommand, context_settings={"help_option_names": ["--help"]})
-@container_options
-@click.argument("image")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.pass_obj
 def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:
     """Create a container without starting it, and print its id."""
     options = read_options(given)
     with session.open() as engine:
-        click.echo(create_container(engine, image, command, options, given["cidfile"]).id)
+        print(create_container(engine, image, command, options, given["cidfile"]).id)
+
+
+@contextmanager
+def failing_as_docker() -> Iterator[None]:
+    """Leave with 125 for every failure of ours, so that it isn't taken for the container's own exit code."""
+    try:
+        yield
+    except ContainerError:
+        raise
+    except PylayersError as error:
+        error.exit_code = USAGE_EXIT_CODE
+        raise
 
 
 def create_container(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import json
 import os
 import re
@@ -157,6 +156,8 @@ def parse_time(given: str, *, now_ns: int | None = None) -> int:
 
     Raises InvalidInput.
     """
+    import calendar
+
     if re.fullmatch(r"\d+(\.\d{1,9})?", given):
         whole, _, fraction = given.partition(".")
         return int(whole) * NANOSECONDS + int(fraction.ljust(9, "0"))

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,7 +197,7 @@ def write_state(directory: Path, state: State) -> None:
 
 def write_atomically(path: Path, content: str) -> None:
     """Write a file beside its name, flush it and move it into place."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    scratch = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         with scratch.open("x", encoding="utf-8") as file:
             file.write(content)

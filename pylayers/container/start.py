@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -84,6 +83,8 @@ def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> in
 
 
 def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
+    import subprocess
+
     environment = dict(os.environ)
     environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
     # -S: the monitor needs the standard library and this package only, and starts in half the time.

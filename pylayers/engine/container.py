@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,7 +105,7 @@ class ContainerActions:
         storage_options, size_limit_bytes = read_storage_options(options.storage_options)
         self.reap()
         found = find_image(engine.store, image)
-        container_id = secrets.token_hex(32)
+        container_id = os.urandom(32).hex()
         name = check_name(options.name) if options.name else invent_name(
             lambda wanted: engine.store.metadata.containers.find(wanted) is not None
         )

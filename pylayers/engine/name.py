@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pylayers.errors import InvalidInput
 
@@ -35,7 +35,12 @@ def check_name(given: str) -> str:
 def invent_name(taken: Callable[[str], bool]) -> str:
     """Return a free quality_thing name; after some tries with a number."""
     for _ in range(TRIES):
-        name = f"{secrets.choice(QUALITIES)}_{secrets.choice(THINGS)}"
+        name = f"{choose(QUALITIES)}_{choose(THINGS)}"
         if not taken(name):
             return name
-    return f"{secrets.choice(QUALITIES)}_{secrets.choice(THINGS)}_{secrets.token_hex(4)}"
+    return f"{choose(QUALITIES)}_{choose(THINGS)}_{os.urandom(4).hex()}"
+
+
+def choose(words: Sequence[str]) -> str:
+    """Return one of some words by chance; the random module would load much more than that."""
+    return words[int.from_bytes(os.urandom(4), "big") % len(words)]

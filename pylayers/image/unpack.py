@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Callable, Sequence
 
 from pylayers.errors import AlreadyExists, NotFound
@@ -30,7 +30,7 @@ def unpack_layers(driver: Snapshotter, diff_ids: Sequence[str], open_layer: Call
 
 def unpack_one(driver: Snapshotter, name: str, parent: str | None, layer: Layer) -> None:
     """Apply one layer over its parent and commit the result under its chain id."""
-    key = f"{UNPACKING}{uuid.uuid4().hex}"
+    key = f"{UNPACKING}{os.urandom(16).hex()}"
     driver.prepare(key, parent)
     try:
         driver.apply(key, layer)

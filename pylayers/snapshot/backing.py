@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from pylayers.store.mountpoint import read_mount_table, unescape
@@ -63,7 +62,7 @@ def explain_missing_types(kind: str) -> str:
 
 def shows_types(directory: Path) -> bool:
     """Tell whether listing a directory gives its entries' types (d_type), by making and removing a file in it."""
-    name = f".type-{secrets.token_hex(8)}"
+    name = f".type-{os.urandom(8).hex()}"
     path = directory / name
     path.touch()
     try:

@@ -13,10 +13,8 @@ in progress. docs/internals/snapshot-lifecycle.md has the whole story.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -161,7 +159,7 @@ class Catalog:
         and InvalidInput as Snapshotter.prepare does; nothing is left behind on failure.
         """
         escape(name)
-        identity = secrets.token_hex(16)
+        identity = os.urandom(16).hex()
         hidden = self.root / (MAKING + identity)
         with self._locked():
             above = self._check_new(name, parent)
@@ -323,6 +321,8 @@ class Catalog:
 
 def escape(name: str) -> str:
     """Give the file name that stands for a key: itself where it is plain, else percent-escaped, hashed when long."""
+    import hashlib
+
     raw = name.encode("utf-8", "surrogateescape")
     if not raw or len(raw) > LONGEST_NAME_BYTES or b"\0" in raw:
         raise InvalidInput(f"a snapshot key has 1 to {LONGEST_NAME_BYTES} bytes and no NUL: {name[:80]!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +258,8 @@ def empty_tree() -> EntryTable:
 
 def open_mounted(mounts: list[Mount]) -> int:
     """Mount a snapshot and return a descriptor of its top; the mount is detached and ends with the descriptor."""
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="pylayers-mount-") as directory:
         target = Path(directory)
         mount(mounts, target)

@@ -13,7 +13,6 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -191,6 +190,8 @@ class Driver(StackSnapshotter):
 
     def _index(self, record: Record, directory: Path, layer: Layer) -> bool:
         """Lay an index beside a snapshot's files; False for a layer that has to be unpacked."""
+        import tempfile
+
         number = len(_layers(directory))
         hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
         try:
@@ -288,6 +289,8 @@ def _link_index(layer: Layer, target: Path) -> None:
 
 def probe(directory: Path) -> Probe:
     """Mount an overlay over a directory and an image over a file inside a directory; nothing is left behind."""
+    import tempfile
+
     scratch = Path(tempfile.mkdtemp(prefix=".probe-", dir=directory))
     try:
         return _probe_in(scratch)

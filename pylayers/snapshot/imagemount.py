@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -85,6 +84,8 @@ def mount_over_images(
 @contextmanager
 def _attached(lowers: Sequence[bytes | int]) -> Iterator[list[bytes | int]]:
     """Give detached mounts a place for as long as an older kernel needs to take them into an overlay."""
+    import tempfile
+
     with ExitStack() as stack:
         paths: list[bytes | int] = []
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pylayers-lower-")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
-from pylayers.snapshot import fusemount
 from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.mountpoint import mount_points_below, read_mount_table
@@ -76,6 +74,8 @@ def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[
 
     On the way out a mount that is still busy is detached and Conflict raised.
     """
+    import tempfile
+
     target = Path(tempfile.mkdtemp(prefix="pylayers-mount-", dir=directory))
     try:
         mount(mounts, target)
@@ -147,11 +147,17 @@ def _mount_aufs(one: Mount, target: Path) -> None:
     mount_branches(one, target)
 
 
+def _mount_by_program(one: Mount, target: Path) -> None:
+    from pylayers.snapshot.fusemount import mount_by_program
+
+    mount_by_program(one, target)
+
+
 MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
     "aufs": _mount_aufs,
     "bind": _mount_bind,
     "erofs": _mount_erofs,
-    fusemount.TYPE: fusemount.mount_by_program,
+    "fuse-overlayfs": _mount_by_program,
     "overlay": _mount_overlay,
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Sequence
@@ -135,11 +134,11 @@ def _claim_project(root: Path, directory: Path) -> int:
     """Take a project id that no snapshot of this driver has, and nobody else on the file system."""
     claims = root / CLAIMS
     claims.mkdir(mode=0o700, exist_ok=True)
-    fresh = claims / f".{secrets.token_hex(8)}"
+    fresh = claims / f".{os.urandom(8).hex()}"
     fresh.write_text(directory.name)
     try:
         while True:
-            project = FIRST_PROJECT + secrets.randbelow(LAST_PROJECT - FIRST_PROJECT)
+            project = FIRST_PROJECT + int.from_bytes(os.urandom(8), "big") % (LAST_PROJECT - FIRST_PROJECT)
             if any(get_limit(root, project)):
                 continue
             try:

@@ -6,9 +6,8 @@ import fcntl
 import importlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -22,6 +21,7 @@ from pylayers.store.mountpoint import detach_below
 DRIVER_ORDER = ("erofs", "overlay2", "fuse-overlayfs", "btrfs", "zfs", "aufs", "overlay", "devicemapper", "vfs")
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
 MIGRATION_FILE = "migrating"
+TRIED_FILE = "tried"
 PROBING = "probe-"
 
 
@@ -96,7 +96,8 @@ def choose_driver(root: Path, requested: str | None = None) -> str:
         check_name(wanted)
     with_data = [name for name in DRIVER_ORDER if has_data(root, name)]
     if wanted and (wanted in with_data or not with_data):
-        require_driver(root, wanted, "was asked for")
+        if wanted not in with_data or not is_tried(root, wanted):
+            require_driver(root, wanted, "was asked for")
         return wanted
     if wanted:
         raise _other_data(root, wanted, with_data)
@@ -106,7 +107,8 @@ def choose_driver(root: Path, requested: str | None = None) -> str:
             hint=_explain_several(root, with_data),
         )
     if with_data:
-        require_driver(root, with_data[0], f"has snapshots in {root}")
+        if not is_tried(root, with_data[0]):
+            require_driver(root, with_data[0], f"has snapshots in {root}")
         return with_data[0]
     reasons: list[str] = []
     with _probe_directory(root) as scratch:
@@ -158,7 +160,11 @@ def migration_target(root: Path, name: str) -> str:
 
 def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
     """Choose the driver of a data root and open it at <root>/<driver>."""
-    return open_driver(root, choose_driver(root, requested))
+    name = choose_driver(root, requested)
+    opened = open_driver(root, name)
+    if not is_tried(root, name):
+        note_tried(root, name)
+    return opened
 
 
 def open_driver(root: Path, name: str) -> Snapshotter:
@@ -174,6 +180,29 @@ def has_data(root: Path, name: str) -> bool:
             return any(not implemented or os.path.exists(f"{entry.path}/{RECORD_FILE}") for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def is_tried(root: Path, name: str) -> bool:
+    """Tell whether a driver with data here was seen to work since this machine started, by this user and in this place.
+
+    A trial takes longer than most of what it comes before; what fails later is named when it is mounted.
+    """
+    try:
+        return (root / name / TRIED_FILE).read_text() == _describe_trial(root)
+    except OSError:
+        return False
+
+
+def note_tried(root: Path, name: str) -> None:
+    """Note that a driver works here, where that can be written."""
+    with suppress(OSError):
+        (root / name / TRIED_FILE).write_text(_describe_trial(root))
+
+
+def _describe_trial(root: Path) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found = os.stat(root)
+    return f"{boot} {found.st_dev} {found.st_ino} {os.geteuid()}\n"
 
 
 def require_driver(root: Path, name: str, why: str) -> None:
@@ -240,6 +269,8 @@ def _probe_directory(root: Path) -> Iterator[Path]:
 
 def _claim_probe(above: Path) -> tuple[Path, int]:
     """Make a directory under a flock, which tells others that its maker lives."""
+    import tempfile
+
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=PROBING, dir=above))
         claim = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

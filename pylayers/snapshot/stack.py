@@ -9,7 +9,6 @@ truth about all of it.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,7 +144,7 @@ class StackSnapshotter(DefaultSnapshotter):
     def _link(self, place: str) -> str:
         """Make a short name for a directory of a snapshot that is about to appear."""
         while True:
-            short = secrets.token_hex(6)
+            short = os.urandom(6).hex()
             try:
                 os.symlink(f"../{place}", self.root / "l" / short)
             except FileExistsError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -50,7 +49,7 @@ class VolumeStore:
         """
         anonymous = name is None
         if name is None:
-            name = secrets.token_hex(32)
+            name = os.urandom(32).hex()
         check_name(name)
         try:
             existing = self.inspect(name)
@@ -79,7 +78,7 @@ class VolumeStore:
             }
         )
         folder = volume.path.parent
-        scratch = folder / f"{RECORD}.{os.getpid()}.{secrets.token_hex(4)}"
+        scratch = folder / f"{RECORD}.{os.getpid()}.{os.urandom(4).hex()}"
         try:
             with scratch.open("x", encoding="utf-8") as file:
                 file.write(content)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylayers.cli.buildcommand import build
-from pylayers.cli.buildline import FLAG, OPTIONS, read_line, read_options
+from pylayers.cli.buildline import OPTIONS, read_line, read_options
+from pylayers.cli.option import FLAG
 
 VALUES = ["a", "", "-", "x=y", "type=local,dest=o", "plain", "tree", "chain", "auto", "-q", "--pull", "é"]
 FLAGS = [flag for option in OPTIONS for flag in option.flags]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from pylayers.cli import failure, group
 from pylayers.cli.run import read_environment_file, read_options, read_security, resolve_environment
-from pylayers.cli.run import run as run_command
+from pylayers.cli.runcommand import run as run_command
 from pylayers.cli.version import VERSION
 from pylayers.errors import BuildError, ContainerError, InvalidInput, NotFound, PylayersError, Unsupported
 

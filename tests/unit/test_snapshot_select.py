@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,19 @@ def test_overlay2_without_rights_says_so(tmp_path: Path) -> None:
     reasons = {one.name: one.probe for one in select.list_drivers(tmp_path)}
     assert not reasons["overlay2"].usable
     assert "not permitted" in reasons["overlay2"].reason
+
+
+def test_a_driver_with_data_is_tried_once_a_boot_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    driver = select.open_snapshotter(root, "vfs")
+    driver.prepare("a", None)
+    driver.close()
+    tried: list[str] = []
+    monkeypatch.setattr(select, "require_driver", lambda _root, name, _why: tried.append(name))
+    select.open_snapshotter(root).close()
+    assert tried == []
+    shutil.copytree(root, tmp_path / "copied", symlinks=True)
+    select.open_snapshotter(tmp_path / "copied").close()
+    assert tried == ["vfs"]
+    select.open_snapshotter(tmp_path / "copied").close()
+    assert tried == ["vfs"]
