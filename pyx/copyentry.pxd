@@ -4,7 +4,7 @@
 Data and metadata of a regular file come through one descriptor, so that nobody can change the file under its name in
 between. What could not be finished is removed again.
 """
-from libc.errno cimport EEXIST, EINVAL, ENAMETOOLONG, ENODATA, ENOMEM, EOPNOTSUPP, errno
+from libc.errno cimport EEXIST, EINVAL, ENAMETOOLONG, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 from posix.unistd cimport close
@@ -53,6 +53,11 @@ cdef struct copy_t:
     uint64_t target_inode
     uint32_t uid               # of what this process makes
     uint32_t gid
+    bint owns                  # everything copied becomes the owner's below, not its source's
+    uint32_t owner_uid
+    uint32_t owner_gid
+    bint leaves_top            # the target's own metadata are not touched
+    bint replaces              # what is in the way of anything but a directory is removed
     directory_t top
     directory_t* stack
     int idle
@@ -76,7 +81,6 @@ cdef struct worker_t:
     uint64_t entries
     uint64_t data_bytes
 
-
 cdef inline path_t* join_path(worker_t* worker, const path_t* parent, const char* name) noexcept nogil:
     """Hold the path of a directory's entry until the end; NULL when there is no memory."""
     cdef size_t name_length = strlen(name)
@@ -93,7 +97,6 @@ cdef inline path_t* join_path(worker_t* worker, const path_t* parent, const char
     joined.length += name_length
     return joined
 
-
 cdef inline int fail(worker_t* worker, const path_t* path, int failure) noexcept nogil:
     """Note the copy's first failure and let the others stop; returns it."""
     cdef copy_t* copy = worker.copy
@@ -106,12 +109,13 @@ cdef inline int fail(worker_t* worker, const path_t* path, int failure) noexcept
     pthread_mutex_unlock(&copy.lock)
     return failure
 
-
 cdef inline int put_attributes(worker_t* worker, const stat_t* found, const char* name, int fd) noexcept nogil:
     """Give an entry of the target (fd, or the name in the current directory) the metadata that was read."""
     cdef entry_t row
     memset(&row, 0, sizeof(row))
     row.mode, row.uid, row.gid = found.st_mode, found.st_uid, found.st_gid
+    if worker.copy.owns:
+        row.uid, row.gid = worker.copy.owner_uid, worker.copy.owner_gid
     row.mtime_ns = found.st_mtim.tv_sec * 1000000000 + found.st_mtim.tv_nsec
     row.xattr_length = <uint32_t>worker.xattrs.size
     worker.restore.heap = worker.xattrs.encoded
@@ -119,7 +123,6 @@ cdef inline int put_attributes(worker_t* worker, const stat_t* found, const char
     if fd >= 0:
         return finish_open(&worker.restore, &row, fd)
     return finish_named(&worker.restore, &row, worker.target_fd, name, False)
-
 
 cdef inline int link_further(worker_t* worker, const path_t* first, const char* name) noexcept nogil:
     """Link a further name of an inode to its first one; 0 or an errno."""
@@ -133,7 +136,6 @@ cdef inline int link_further(worker_t* worker, const path_t* first, const char* 
     failure = 0 if linkat(fd, first.text + end, worker.target_fd, name, 0) == 0 else errno
     close(fd)
     return failure
-
 
 cdef inline int meet_link(worker_t* worker, const stat_t* found, const char* name, path_t** first) noexcept nogil:
     """Link an entry of several names to the first one met, waiting until that is made; 0, GIVEN_UP or an errno.
@@ -167,14 +169,12 @@ cdef inline int meet_link(worker_t* worker, const stat_t* found, const char* nam
         failure = link_further(worker, known, name)
     return failure
 
-
 cdef inline void tell_linked(worker_t* worker, path_t* first) noexcept nogil:
     """Let others link to an entry."""
     pthread_mutex_lock(&worker.copy.lock)
     first.made = True
     pthread_cond_broadcast(&worker.copy.linked)
     pthread_mutex_unlock(&worker.copy.lock)
-
 
 cdef inline int fill_regular(worker_t* worker, const stat_t* found, int source, const char* name) noexcept nogil:
     """Make a regular file from an open one; 0 or an errno."""
@@ -183,7 +183,10 @@ cdef inline int fill_regular(worker_t* worker, const stat_t* found, int source, 
     if failure:
         return failure
     # Nobody gets more than in the end. Where this mode is the final one, no chmod follows.
-    if found.st_uid == worker.copy.uid and found.st_gid == worker.copy.gid and worker.xattrs.size == 0:
+    if (
+        found.st_uid == worker.copy.uid and found.st_gid == worker.copy.gid and worker.xattrs.size == 0
+        and not worker.copy.owns
+    ):
         mode = found.st_mode & 0o777
     target = openat_mode(worker.target_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
     if target < 0:
@@ -201,7 +204,6 @@ cdef inline int fill_regular(worker_t* worker, const stat_t* found, int source, 
     if failure:
         unlinkat(worker.target_fd, name, 0)
     return failure
-
 
 cdef inline int copy_regular(worker_t* worker, const char* name) noexcept nogil:
     """Copy what is listed as a regular file; 0, GIVEN_UP or an errno."""
@@ -226,7 +228,6 @@ cdef inline int copy_regular(worker_t* worker, const char* name) noexcept nogil:
     close(source)
     return failure
 
-
 cdef inline int make_symlink(worker_t* worker, const char* name) noexcept nogil:
     cdef char target[TARGET_BYTES]
     cdef ssize_t length = readlinkat(worker.source_fd, name, target, TARGET_BYTES)
@@ -237,14 +238,13 @@ cdef inline int make_symlink(worker_t* worker, const char* name) noexcept nogil:
     target[length] = 0
     return 0 if symlinkat(target, worker.target_fd, name) == 0 else errno
 
-
 cdef inline int make_directory(
     worker_t* worker, const stat_t* found, const char* name, directory_t** made
 ) noexcept nogil:
     """Make a directory, unless it is there; its entries are for the stack. 0 or an errno."""
     cdef directory_t* directory
     cdef stat_t there
-    cdef int failure = 0
+    cdef int failure
     if found.st_dev == worker.copy.target_device and found.st_ino == worker.copy.target_inode:
         return EINVAL  # the target lies within the source
     directory = <directory_t*>arena_take(&worker.paths, sizeof(directory_t))
@@ -266,7 +266,6 @@ cdef inline int make_directory(
     directory.next = made[0]
     made[0] = directory
     return 0
-
 
 cdef inline int copy_special(worker_t* worker, const stat_t* found, const char* name) noexcept nogil:
     """Copy a symlink, a device, a fifo or a socket; 0, GIVEN_UP or an errno."""
@@ -292,7 +291,6 @@ cdef inline int copy_special(worker_t* worker, const stat_t* found, const char* 
         tell_linked(worker, first)
     return failure
 
-
 cdef inline int copy_entry(worker_t* worker, const char* name, bint is_regular, directory_t** made) noexcept nogil:
     """Copy one entry of the current directory; 0, GIVEN_UP or an errno."""
     cdef stat_t found
@@ -302,10 +300,13 @@ cdef inline int copy_entry(worker_t* worker, const char* name, bint is_regular, 
             return errno
         if found.st_mode & S_IFMT == S_IFDIR:
             return make_directory(worker, &found, name, made)
+    if worker.copy.replaces and worker.directory.was_there:
+        if unlinkat(worker.target_fd, name, 0) != 0 and errno != ENOENT:
+            return errno
+    if not is_regular:
         if found.st_mode & S_IFMT != S_IFREG:
             return copy_special(worker, &found, name)
     return copy_regular(worker, name)
-
 
 cdef inline int open_both(worker_t* worker, directory_t* directory) noexcept nogil:
     """Make a directory the current one on both sides; 0 or an errno. close_both follows either way."""
@@ -317,7 +318,6 @@ cdef inline int open_both(worker_t* worker, directory_t* directory) noexcept nog
     worker.target_fd = open_beneath(worker.copy.target_root, path.text, path.length, O_RDONLY | O_DIRECTORY)
     return errno if worker.target_fd < 0 else 0
 
-
 cdef inline void close_both(worker_t* worker) noexcept nogil:
     if worker.source_fd >= 0:
         close(worker.source_fd)
@@ -325,15 +325,18 @@ cdef inline void close_both(worker_t* worker) noexcept nogil:
         close(worker.target_fd)
     worker.source_fd = worker.target_fd = -1
 
-
 cdef inline int finish_directory(worker_t* worker) noexcept nogil:
     """Give the current directory its metadata; 0 or an errno."""
-    cdef int failure = xattr_read_open(&worker.xattrs, worker.source_fd)
+    cdef int failure
+    if worker.copy.leaves_top and worker.directory.parent == NULL:
+        return 0
+    failure = xattr_read_open(&worker.xattrs, worker.source_fd)
     return failure if failure else put_attributes(worker, &worker.directory.found, b".", worker.target_fd)
-
 
 cdef inline int drop_default_acl(worker_t* worker) noexcept nogil:
     """Let nothing be inherited from a directory that was there; the source's own comes at the end. 0 or an errno."""
+    if worker.copy.leaves_top and worker.directory.parent == NULL:
+        return 0
     if fremovexattr(worker.target_fd, b"system.posix_acl_default") == 0 or errno in (ENODATA, EOPNOTSUPP):
         return 0
     return errno

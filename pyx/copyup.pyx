@@ -146,16 +146,19 @@ cdef int run_workers(copy_t* copy, worker_t* workers, int threads) except -1:
     return 0
 
 
-def copy_tree(int source_fd, int target_fd, int threads=0):
+def copy_tree(
+    int source_fd, int target_fd, int threads=0, owner=None, bint replace=False, bint top_metadata=True
+):
     """Copy everything below one directory into another, existing one; return (entries, bytes of data).
 
     Keeps owner, mode, times, xattrs (ACLs and capabilities with them), hard links inside the tree, holes, devices,
-    fifos, sockets, symlinks; the top directory's own metadata is applied to the target as well. Directories that
-    are there already are merged, anything else in the way is a FileExistsError. Never follows symlinks. threads=0:
-    one a core, at most 8. Some four descriptors a thread; memory for the directories' paths. Releases the GIL.
-    Raises OSError with filename; what was copied so far stays, but no entry that isn't whole: only directories may
-    lack entries and metadata. An xattr of a namespace that is one file system's own (btrfs.*) is left out where the
-    target has no such thing. Needs /proc for xattrs of what is neither a file nor a directory.
+    fifos, sockets, symlinks; with top_metadata, the top directory's own as well. Directories that are there already
+    are merged, anything else in the way is a FileExistsError. Never follows symlinks. threads=0: one a core, at most
+    8. owner=(uid, gid): everything becomes theirs. replace=True: what is in the way of anything but a directory goes,
+    unless it is a directory itself. Some four descriptors a thread; memory for the directories' paths. Releases the
+    GIL. Raises OSError with filename; what was copied so far stays, but no entry that isn't whole: only directories
+    may lack entries and metadata. An xattr of a namespace that is one file system's own (btrfs.*) is left out where
+    the target has no such thing. Needs /proc for xattrs of what is neither a file nor a directory.
     """
     cdef copy_t copy
     cdef path_t top
@@ -167,6 +170,11 @@ def copy_tree(int source_fd, int target_fd, int threads=0):
     memset(&copy, 0, sizeof(copy))
     memset(&top, 0, sizeof(top))
     start_copy(&copy, source_fd, target_fd, &top)
+    copy.replaces = replace
+    copy.leaves_top = not top_metadata
+    if owner is not None:
+        copy.owns = True
+        copy.owner_uid, copy.owner_gid = owner
     workers = <worker_t*>calloc(threads, sizeof(worker_t))
     if workers == NULL:
         raise MemoryError

@@ -33,9 +33,9 @@ cdef inline bint starts_with(const char* name, size_t length, const char* prefix
     return length >= prefix_length and memcmp(name, prefix, prefix_length) == 0
 
 cdef inline bint is_file_systems_own(const char* name) noexcept nogil:
-    """Tell whether a name is of none of the kernel's namespaces but one file system's: btrfs.*, system.nfs4_acl."""
+    """Tell whether a name is of none of the kernel's namespaces but one file system's: btrfs.*, xfs's ACLs."""
     cdef size_t length = strlen(name)
-    return not (
+    return starts_with(name, length, b"trusted.SGI_ACL_") or not (
         starts_with(name, length, b"user.") or starts_with(name, length, b"trusted.")
         or starts_with(name, length, b"security.") or starts_with(name, length, b"system.posix_acl_")
     )

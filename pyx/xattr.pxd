@@ -4,7 +4,7 @@ from libc.errno cimport ENODATA, ENOMEM, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM, e
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, qsort
-from libc.string cimport memcpy, strcmp, strlen
+from libc.string cimport memcpy, strcmp, strlen, strncmp
 
 from arena cimport grow
 
@@ -69,6 +69,10 @@ cdef inline int xattr_encode(xattr_scratch_t* scratch, size_t listed, int fd, co
     cdef uint8_t* value
     cdef void* moved
     while at < listed:
+        # xfs shows an ACL a second time under its own name, which would be a strange attribute anywhere else.
+        if strncmp(scratch.names + at, b"trusted.SGI_ACL_", 16) == 0:
+            at += strlen(scratch.names + at) + 1
+            continue
         moved = grow(scratch.order, &scratch.order_capacity, count + 1, sizeof(char*))
         if moved == NULL:
             return ENOMEM

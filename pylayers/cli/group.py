@@ -35,6 +35,7 @@ IMAGE = {
 }
 CONTAINER = {
     "commit": Verb("container", "commit", "Make an image from a container's changes"),
+    "cp": Verb("copy", "cp", "Copy files between a container and the host"),
     "create": Verb("runcommand", "create", "Create a container without starting it"),
     "diff": Verb("container", "diff", "List what a container changed"),
     "exec": Verb("exec", "exec_", "Run a command in a running container"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -48,7 +49,8 @@ def find_source(root_fd: int, path: str, *, follow: bool) -> Source:
     if found.missing:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     descriptor = open_beneath(root_fd, found.path, os.O_PATH, follow_last=False)
-    source = Source(descriptor, PurePosixPath(path).name or found.path.rpartition("/")[2], contents)
+    name = PurePosixPath(path).name
+    source = Source(descriptor, name if name not in ("", "..") else found.path.rpartition("/")[2], contents)
     if must_be_directory and not source.is_directory:
         os.close(descriptor)
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
@@ -93,25 +95,20 @@ def copy_into(source: Source, target: Target, owner: Owner | None) -> None:
 
 
 def _copy_directory(descriptor: int, parent: int, name: str, owner: Owner | None) -> None:
-    existed = not name
     if name:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "cannot overwrite a file with a directory", name) from None
-            existed = True
     into = os.open(name or ".", _DIRECTORY, dir_fd=parent)
     try:
-        before = os.fstat(into)
         readable = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            copyup.copy_tree(readable, into, owner=owner, replace=True)
+            # Where only a directory's content is copied, the one it goes to stays what it is.
+            copyup.copy_tree(readable, into, owner=owner, replace=True, top_metadata=bool(name))
         finally:
             os.close(readable)
-        if existed and not name:  # only its content was copied: the directory keeps what it is
-            os.fchown(into, before.st_uid, before.st_gid)
-            os.fchmod(into, stat.S_IMODE(before.st_mode))
     finally:
         os.close(into)
 
@@ -135,10 +132,8 @@ def _copy_other(descriptor: int, parent: int, name: str, owner: Owner | None) ->
         os.utime(partial, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=parent, follow_symlinks=False)
         os.rename(partial, name, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(partial, dir_fd=parent)
-        except FileNotFoundError:
-            pass
         raise
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pylayers.container import record
 from pylayers.container.isolation import ContainerMount, Isolation, Process, mount_from_request
@@ -335,6 +335,33 @@ class ContainerActions:
         return execute(
             self._directory(name), process, interactive=interactive, detach=detach, privileged=privileged
         )
+
+    def copy_from(
+        self, name: str, path: str, target: Path | str | IO[bytes], *, archive: bool = False, follow: bool = False
+    ) -> None:
+        """Copy a container's file or directory to the host by docker cp's rules, or as a tar to a stream.
+
+        archive=True keeps owners (else all is the caller's), follow=True follows a symlink at the path's end. A stopped
+        container is locked meanwhile. Raises NotFound, InvalidInput, NoSpace.
+        """
+        from pylayers.engine.copy import copy_from
+
+        directory = self._directory(name)
+        driver = self._driver_of(record.load_spec(directory))
+        copy_from(self._engine, directory, driver, path, target, archive, follow)
+
+    def copy_to(
+        self, name: str, source: Path | str | IO[bytes], path: str, *, archive: bool = False, follow: bool = False
+    ) -> None:
+        """Copy a file or directory of the host into a container, or unpack a tar from a stream in a directory there.
+
+        archive=True keeps owners (else all is root's). Raises PermissionDenied for what is mounted read-only, as well.
+        """
+        from pylayers.engine.copy import copy_to
+
+        directory = self._directory(name)
+        driver = self._driver_of(record.load_spec(directory))
+        copy_to(self._engine, directory, driver, source, path, archive, follow)
 
     @contextmanager
     def changes(self, container: Container) -> Iterator[Changes]:

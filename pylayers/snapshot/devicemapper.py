@@ -1,21 +1,19 @@
 """devicemapper: every snapshot is a thin device with a file system, made as the pool's own snapshot of its parent's.
 
 `<id>/device` names the device's number in the pool (it is written before the device is made, so that a crash leaks
-none) and its size. Devices are activated when somebody asks for the mounts, and go with a commit, a removal or the
-last process that uses the pool.
+none) and its size. A device is activated when it is mounted (thinmount), and goes with a commit, a removal or the last
+process that uses the pool.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import stat
 import struct
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, PylayersError, Unsupported
@@ -25,11 +23,11 @@ from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import DefaultSnapshotter, open_mounted, translated
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
-from pylayers.snapshot.thinpool import MOUNT_OPTIONS, SIZES, Pool, choose_file_system
+from pylayers.snapshot.thinmount import DEVICE, TYPE, read_device, write_device
+from pylayers.snapshot.thinpool import SIZES, Pool, choose_file_system
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_WHITEOUT, EntryTable
 from pylayers.store.mountpoint import read_mount_table
 
-DEVICE = "device"
 BLOCK_BYTES = 4096
 XFS_GROW, EXT4_RESIZE = 0x4010586E, 0x40086610  # XFS_IOC_FSGROWFSDATA, EXT4_IOC_RESIZE_FS
 XFS_INODE_PERCENT = 25
@@ -134,14 +132,15 @@ class Driver(DefaultSnapshotter):
                 hint="choose a smaller base for a new root with PYLAYERS_DM_BASESIZE",
             )
         with translated(f"limit snapshot {key!r}"):
-            mount = self._mount(record)
+            made = self._pool.start()
             name = self._pool.device_name(record.id)
+            self._pool.activate(name, number, had_bytes)
             pool = mapper.read_table(name)[1]
             write_device(directory, number, wanted)
             mapper.load_table(name, wanted // mapper.SECTOR_BYTES, "thin", pool)
             mapper.resume_device(name)
-            with mounted([mount], self._pool.directory) as top:
-                grow_file_system(top, mount.type, wanted)
+            with mounted([self._mount(record)], self._pool.directory) as top:
+                grow_file_system(top, made.file_system, wanted)
 
     def close(self) -> None:
         """Release descriptors, and the pool when nobody else uses it. Mounts made by callers are theirs."""
@@ -152,11 +151,7 @@ class Driver(DefaultSnapshotter):
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _mount(self, record: Record, *, readonly: bool = False) -> Mount:
-        with translated(f"activate snapshot {record.name!r}"):
-            made = self._pool.start()
-            number, size_bytes = read_device(self.catalog.directory(record))
-            node = self._pool.activate(self._pool.device_name(record.id), number, size_bytes)
-        return Mount(made.file_system, source=node, options=MOUNT_OPTIONS[made.file_system], readonly=readonly)
+        return Mount(TYPE, source=str(self.catalog.directory(record)), readonly=readonly)
 
     def _open_view(self, parent: str) -> int:
         """Open a committed snapshot's own device, read-only; it goes with the descriptor."""
@@ -185,34 +180,6 @@ class Driver(DefaultSnapshotter):
             raise Conflict(
                 f"snapshot {record.name!r} is mounted or in use", hint="stop what uses it, or unmount it first"
             ) from error
-
-
-def read_device(directory: Path) -> tuple[int, int]:
-    """Read a snapshot's device number and size. Raises DriverError when they are lost."""
-    path = directory / DEVICE
-    try:
-        fields = json.loads(path.read_bytes())
-        return int(fields["number"]), int(fields["size_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DriverError(f"the snapshot's device record {path} cannot be read: {error}") from error
-
-
-def write_device(directory: Path, number: int, size_bytes: int) -> None:
-    """Record a snapshot's device, durably and in one step."""
-    fresh = directory / f"{DEVICE}.new"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, json.dumps({"number": number, "size_bytes": size_bytes}).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(fresh, directory / DEVICE)
-    with suppress(OSError):
-        above = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(above)
-        finally:
-            os.close(above)
 
 
 def count_changes(table: EntryTable) -> Usage:

@@ -25,8 +25,8 @@ INTERFACE = (4, 0, 0)
 ROOM_BYTES = 16 << 10
 SECTOR_BYTES = 512
 
-CREATE, REMOVE, SUSPEND, STATUS, LOAD, TABLE, TARGETS, MESSAGE = 3, 4, 6, 7, 9, 12, 13, 14
-READ_ONLY, SUSPENDED, WANT_TABLE, DEFERRED = 1 << 0, 1 << 1, 1 << 4, 1 << 17
+LIST, CREATE, REMOVE, SUSPEND, STATUS, LOAD, TABLE, TARGETS, MESSAGE = 2, 3, 4, 6, 7, 9, 12, 13, 14
+SUSPENDED, WANT_TABLE, TOO_SMALL, DEFERRED = 1 << 1, 1 << 4, 1 << 8, 1 << 17
 # Tell udev that these devices are nobody else's: it needn't look for file systems or make links by content.
 UDEV_LET_BE = (0x02 | 0x04 | 0x08) << 16
 BUSY_TRIES = 50
@@ -132,6 +132,26 @@ def read_table(name: str) -> tuple[int, str]:
     return _read_target(name, WANT_TABLE)
 
 
+def list_devices() -> list[str]:
+    """Name every device of this machine. Raises OSError."""
+    room = ROOM_BYTES
+    while True:
+        header, answer = _call(LIST, "", room=room)
+        if not header[7] & TOO_SMALL:
+            break
+        room *= 4
+    names: list[str] = []
+    at = 0
+    while at + 12 < len(answer):
+        number, following = struct.unpack_from("=QI", answer, at)
+        if number:
+            names.append(answer[at + 12 : answer.index(b"\0", at + 12)].decode("ascii", "replace"))
+        if not following:
+            break
+        at += following
+    return names
+
+
 def list_targets() -> set[str]:
     """Name the targets that this kernel has loaded. Raises OSError."""
     _, answer = _call(TARGETS, "")
@@ -179,10 +199,11 @@ def _read_target(name: str, flags: int) -> tuple[int, str]:
 
 
 def _call(
-    command: int, name: str, *, flags: int = 0, event: int = 0, payload: bytes = b"", targets: int = 0
+    command: int, name: str, *, flags: int = 0, event: int = 0, payload: bytes = b"", targets: int = 0,
+    room: int = ROOM_BYTES,
 ) -> tuple[tuple[int, ...], bytes]:
     """Do one ioctl; return its header and what follows it. Raises OSError that names the device."""
-    buffer = bytearray(max(ROOM_BYTES, HEADER.size + len(payload)))
+    buffer = bytearray(max(room, HEADER.size + len(payload)))
     HEADER.pack_into(
         buffer, 0, *INTERFACE, len(buffer), HEADER.size, targets, 0, flags, event, 0, 0, name.encode(), b""
     )

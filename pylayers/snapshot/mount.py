@@ -147,6 +147,12 @@ def _mount_aufs(one: Mount, target: Path) -> None:
     mount_branches(one, target)
 
 
+def _mount_thin_device(one: Mount, target: Path) -> None:
+    from pylayers.snapshot.thinmount import mount_device
+
+    mount_device(one, target)
+
+
 def _mount_by_program(one: Mount, target: Path) -> None:
     from pylayers.snapshot.fusemount import mount_by_program
 
@@ -156,6 +162,7 @@ def _mount_by_program(one: Mount, target: Path) -> None:
 MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
     "aufs": _mount_aufs,
     "bind": _mount_bind,
+    "devicemapper": _mount_thin_device,
     "erofs": _mount_erofs,
     "fuse-overlayfs": _mount_by_program,
     "overlay": _mount_overlay,

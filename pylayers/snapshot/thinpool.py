@@ -285,12 +285,10 @@ class Pool:
     def _take_down(self) -> None:
         """Remove what nobody has open: this folder's thin devices, and the pool when none is left."""
         with self.locked():
-            with os.scandir(self.root) as entries:
-                identities = [entry.name for entry in entries if len(entry.name) == 32]
             left = False
-            for identity in identities:
-                name = self.device_name(identity)
-                device = mapper.find_device(name)
+            prefix = self._prefix()
+            for name in mapper.list_devices():
+                device = mapper.find_device(name) if name.startswith(prefix) and name != self.name() else None
                 if device is None:
                     continue
                 if device.opened or not _removed(name):

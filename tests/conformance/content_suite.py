@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
+
+import pytest
 
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
 from tests.conformance.stage import Stage, describe, digest_of, remove_tree, write
+
+NOBODY = 0xFFFFFFFF  # in an ACL: the entry names no one
 
 
 class ContentSuite:
@@ -302,3 +308,25 @@ class ContentSuite:
         child = stage.active("base", lambda top: [os.unlink(os.fsencode(top) + b"/%b/%b" % (n, n)) for n in names])
         assert {line for line in stage.listed(child, "base") if line[0] == "D"} == {("D", n + b"/" + n) for n in names}
         self.reproduces(stage, child, "base")
+
+    def test_an_acl_is_one_attribute(self, stage: Stage) -> None:
+        """xfs lists an ACL twice, once as `trusted.SGI_ACL_FILE`, which no layer may carry to another file system."""
+        acl = b"\2\0\0\0" + b"".join(
+            struct.pack("<HHI", tag, bits, who)
+            for tag, bits, who in ((1, 6, NOBODY), (2, 4, 1234), (4, 4, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY))
+        )
+
+        def fill(top: Path) -> None:
+            write(top, "file")
+            try:
+                os.setxattr(top / "file", "system.posix_acl_access", acl)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                pytest.skip("the file system has no ACLs")
+
+        key = stage.active(None, fill)
+        layer = stage.layer_of(key)
+        [found] = [entry for entry in layer.table if layer.table.path(entry) == b"file"]
+        assert set(layer.table.xattrs(found)) == {b"system.posix_acl_access"}
+        self.reproduces(stage, key, None)

@@ -129,7 +129,11 @@ def describe(top: Path) -> tuple[bytes, dict[str, object]]:
             found.st_size if stat.S_ISREG(found.st_mode) else 0,
             blake3(path.read_bytes()).hexdigest() if stat.S_ISREG(found.st_mode) else "",
             os.readlink(path) if path.is_symlink() else "",
-            {key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)},
+            {
+                key: os.getxattr(path, key, follow_symlinks=False)
+                for key in os.listxattr(path, follow_symlinks=False)
+                if not key.startswith("trusted.SGI_ACL_")  # xfs's own name of an ACL
+            },
         )  # fmt: skip
     seen["links"] = sorted(sorted(names) for names in groups.values() if len(names) > 1)
     seen["holes are holes"] = os.stat(top / "holes").st_blocks * 512 < 8 << 20 if "holes" in seen else None

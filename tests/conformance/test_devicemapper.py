@@ -66,6 +66,20 @@ class TestDevicemapper(CrashSuite, ForeignSuite):
         with mounted(driver.mounts("a"), stage.scratch) as top:
             assert (top / "file").read_bytes() == b"x"
 
+    def test_kept_mounts_outlive_the_pool(self, stage: Stage) -> None:
+        """A container's mounts are written down, and used long after whoever made it has ended."""
+        for name in ("one", "two"):
+            stage.driver.prepare(name, None)
+        kept = {name: stage.driver.mounts(name) for name in ("one", "two")}
+        for name, mounts in kept.items():
+            with mounted(mounts, stage.scratch) as top:
+                write(top, name)
+        stage.driver.close()
+        for name in ("two", "one"):  # the other way round: the kernel numbers devices as they come
+            with mounted(kept[name], stage.scratch) as top:
+                assert os.listdir(top) == [name]
+        self.reopen(stage)
+
     def test_removed_blocks_go_back_to_the_disk(self, stage: Stage) -> None:
         data = stage.scratch.parent / "root/devicemapper/data"
         stage.make("base", None, lambda top: write(top, "file"))

@@ -1,0 +1,229 @@
+"""What each storage driver takes for images of many layers: `python bench/driver.py`.
+
+Two images of the same files, in 10 and in 100 layers. Each driver that works here runs on a file system that it is made
+for; the drivers take turns, and a round does everything once from an empty folder:
+
+create   unpack every layer into snapshots (the layers' tars are stored already, as after a pull)
+mount    prepare a container's snapshot and mount it
+diff     change 1 % of the files, then find the changes
+commit   turn the container's snapshot into a committed one
+remove   remove every snapshot again
+disk     what the driver's folder (or its file system) holds of one image and the changed container
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from copy_up import fresh_disk
+from report import describe_machine, write_result
+
+from pylayers.errors import PylayersError
+from pylayers.snapshot.changeset import disk_usage
+from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.select import DRIVER_ORDER, open_driver, probe_driver
+from pylayers.snapshot.snapshotter import Snapshotter
+from pylayers.store.entry import EntryTable
+from pylayers.store.layer import Layer
+from pylayers.store.tarindex import index_content
+
+FILES, FILE_BYTES = 8_000, 5_000
+LAYERS = (10, 100)
+WORKS = ("create", "mount", "diff", "commit", "remove")
+ZFS_POOL_BYTES = 4 << 30
+
+
+def make_layers(directory: Path, count: int) -> list[Layer]:
+    """Write the image's files as a number of layers; names and contents don't depend on it."""
+    chance = random.Random(count)
+    layers = []
+    directory.mkdir()
+    for number in range(count):
+        path = directory / f"{number}.tar"
+        with tarfile.open(path, "w") as out:
+            for at in range(number, FILES, count):
+                member = tarfile.TarInfo(f"d{at % 100:02}/f{at:05}")
+                member.size, member.mtime = FILE_BYTES, 1_600_000_000
+                out.addfile(member, io.BytesIO(chance.randbytes(FILE_BYTES)))
+        content = path.read_bytes()
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        layers.append(Layer(digest, len(content), path, EntryTable(*index_content(memoryview(content), path.name))))
+    return layers
+
+
+def change_files(top: Path) -> None:
+    """Change a hundredth of the files: rewrite, delete, add."""
+    for at in range(0, FILES, 100):
+        path = top / f"d{at % 100:02}" / f"f{at:05}"
+        if at % 300 == 0:
+            path.unlink()
+        else:
+            path.write_bytes(b"changed")
+        (top / f"new-{at}").write_bytes(b"new")
+
+
+def play(driver: Snapshotter, layers: list[Layer], scratch: Path) -> tuple[dict[str, float], int]:
+    """Do every work once; return the seconds of each and the disk bytes before the end."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(work: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[work] = seconds.get(work, 0.0) + time.perf_counter() - started
+
+    before = measure_disk(driver, scratch)
+    with timed("create"):
+        parent = None
+        for number, layer in enumerate(layers):
+            key = f"unpack-{number}"
+            driver.prepare(key, parent)
+            driver.apply(key, layer)
+            driver.adopt(f"layer-{number}", key, layer)
+            parent = f"layer-{number}"
+    started = time.perf_counter()
+    with mounted(driver.prepare("container", parent), scratch) as top:
+        seconds["mount"] = time.perf_counter() - started
+        change_files(top)
+    with timed("diff"):
+        driver.changes("container").close()
+    with timed("commit"):
+        driver.commit("committed", "container")
+    disk_bytes = measure_disk(driver, scratch) - before
+    with timed("remove"):
+        for one in reversed(list(driver.walk())):
+            driver.remove(one.name)
+    return seconds, disk_bytes
+
+
+def measure_disk(driver: Snapshotter, scratch: Path) -> int:
+    """Count what is taken: by the whole file system where snapshots share blocks, else by the driver's folder."""
+    os.sync()
+    if driver.name in ("btrfs", "zfs"):
+        found = os.statvfs(scratch)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+    return disk_usage(scratch / "root" / driver.name)[0]
+
+
+@contextmanager
+def zfs_pool(place: Path) -> Iterator[Path]:
+    """Make a pool in a file where zfs answers. Raises PylayersError where it doesn't."""
+    if shutil.which("zpool") is None:
+        raise PylayersError("no zpool program")
+    image, point = place / "pool.image", place / "pool"
+    with open(image, "wb") as file:
+        file.truncate(ZFS_POOL_BYTES)
+    name = f"pylayers{os.getpid()}"
+    command = ["zpool", "create", "-O", "atime=off", "-o", "cachefile=none", "-m", str(point), name, str(image)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        image.unlink()
+        raise PylayersError(f"zpool: {done.stderr.strip()}")
+    try:
+        yield point
+    finally:
+        subprocess.run(["zpool", "destroy", "-f", name], capture_output=True)
+        image.unlink()
+
+
+def find_grounds(stack: ExitStack, place: Path, wanted: list[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Give each driver that works a directory on its file system; return them, and why the others have none."""
+    grounds: dict[str, Path] = {}
+    absent: dict[str, str] = {}
+    for name in wanted:
+        ground = place / name
+        ground.mkdir(parents=True)
+        try:
+            if name == "btrfs":
+                ground = stack.enter_context(fresh_disk("btrfs", ground))
+            elif name == "zfs":
+                ground = stack.enter_context(zfs_pool(ground))
+            found = probe_driver(ground / "root", name).probe
+        except (PylayersError, OSError, subprocess.SubprocessError) as error:
+            absent[name] = str(error)
+            continue
+        if found.usable:
+            grounds[name] = ground
+        else:
+            absent[name] = found.reason
+    return grounds, absent
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Let the drivers take turns."""
+    place = options.cache / "driver"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        images = {count: make_layers(place / f"layers-{count}", count) for count in LAYERS}
+        grounds, absent = find_grounds(stack, place / "ground", options.driver.split(","))
+        samples: dict[tuple[str, int], list[tuple[dict[str, float], int]]] = {}
+        for turn in range(options.rounds):
+            names = list(grounds)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                for count, layers in images.items():
+                    print(f"round {turn + 1}: {name}, {count} layers", file=sys.stderr)
+                    driver = open_driver(grounds[name] / "root", name)
+                    try:
+                        samples.setdefault((name, count), []).append(play(driver, layers, grounds[name]))
+                    finally:
+                        driver.close()
+        for (name, count), done in samples.items():
+            disk_bytes = int(statistics.median(size_bytes for _, size_bytes in done))
+            row: dict[str, Any] = {"driver": name, "layers": count, "disk_bytes": disk_bytes}
+            row |= {f"{work}_s": statistics.median(seconds[work] for seconds, _ in done) for work in WORKS}
+            row["samples"] = done
+            rows.append(row)
+        machine = describe_machine(place)
+    with suppress(OSError):
+        shutil.rmtree(place)
+    return {"machine": machine, "rounds": options.rounds, "works": rows, "absent": absent}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result for people."""
+    print(f"| driver | layers | {' | '.join(f'{work} ms' for work in WORKS)} | disk MB |")
+    print(f"| --- | ---: |{' ---: |' * (len(WORKS) + 1)}")
+    for row in sorted(result["works"], key=lambda row: (row["layers"], DRIVER_ORDER.index(row["driver"]))):
+        cells = " | ".join(f"{row[f'{work}_s'] * 1e3:.1f}" for work in WORKS)
+        print(f"| {row['driver']} | {row['layers']} | {cells} | {row['disk_bytes'] / 1e6:.1f} |")
+    for name, reason in result["absent"].items():
+        print(f"{name}: not here: {reason}")
+
+
+def main() -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description="Compare the storage drivers on images of 10 and 100 layers.")
+    parser.add_argument("--driver", default=",".join(DRIVER_ORDER), help="only these, comma-separated")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
+    options = parser.parse_args()
+    options.cache = options.cache.absolute()
+    if options.rounds < 1:
+        parser.error("--rounds is at least 1")
+    result = compare(options)
+    path = write_result(options.cache, result, "driver")
+    show(result)
+    print(f"\nwritten to {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
