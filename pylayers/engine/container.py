@@ -15,8 +15,9 @@ from pylayers.container.record import ContainerSpec, State
 from pylayers.engine.change import drop_mount_points
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import check_name, invent_name
+from pylayers.engine.process import choose_timeout, make_process
 from pylayers.engine.storage import limit_snapshot, read_storage_options
-from pylayers.errors import Conflict, InvalidInput, NotFound
+from pylayers.errors import Conflict, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.image.view import Image, find_image, load_image
 from pylayers.record import field, replace
@@ -433,35 +434,3 @@ def view(spec: ContainerSpec, state: State) -> Container:
         mounts=spec.mounts,
         volumes=spec.volumes,
     )
-
-
-def make_process(image: Image, command: Sequence[str], options: ContainerOptions) -> Process:
-    """Join the image's configuration and the options: ENTRYPOINT and CMD as docker joins them."""
-    config = image.config.config
-    if options.entrypoint is not None:
-        arguments = (*options.entrypoint, *command)
-    elif command:
-        arguments = (*(config.entrypoint or ()), *command)
-    else:
-        arguments = (*(config.entrypoint or ()), *(config.cmd or ()))
-    if not arguments:
-        raise InvalidInput("no command specified", hint="give a command after the image's name")
-    environment = dict(entry.partition("=")[::2] for entry in config.env)
-    for entry in options.environment:
-        variable, _, value = entry.partition("=")
-        environment[variable] = value
-    return Process(
-        arguments=arguments,
-        environment=tuple(f"{variable}={value}" for variable, value in environment.items()),
-        working_directory=options.working_dir or config.working_dir or "/",
-        user=options.user if options.user is not None else config.user,
-        terminal=options.terminal,
-    )
-
-
-def choose_timeout(options: ContainerOptions, image: Image) -> int:
-    """Return the seconds between the stop signal and the kill."""
-    if options.stop_timeout_s is not None:
-        return options.stop_timeout_s
-    configured = image.config.config.stop_timeout_s
-    return 10 if configured is None else configured
