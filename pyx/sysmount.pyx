@@ -19,6 +19,38 @@ cdef extern from "<sys/syscall.h>" nogil:
     """
     long SYS_open_tree, SYS_move_mount, SYS_fsopen, SYS_fsconfig, SYS_fsmount
 
+cdef extern from * nogil:
+    # In a process of its own: where a filter kills whoever makes a call of another ABI (systemd's
+    # SystemCallArchitectures=native), only the child dies.
+    """
+    #include <errno.h>
+    #include <sys/syscall.h>
+    #include <sys/wait.h>
+    #include <unistd.h>
+    static int answers_x32(void)
+    {
+    #if defined(__x86_64__) && defined(__LP64__)
+        int status = 0;
+        pid_t child = vfork();
+        if (child == 0)
+            _exit(syscall(0x40000000L + SYS_getpid) > 0 ? 0 : 1);
+        if (child < 0)
+            return 0;
+        while (waitpid(child, &status, 0) < 0)
+            if (errno != EINTR)
+                return 0;
+        return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    #else
+        return 0;
+    #endif
+    }
+    """
+    int answers_x32()
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int c_prctl "prctl"(int option, unsigned long first)
+    int PR_SET_CHILD_SUBREAPER
+
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
     int getpagesize()
@@ -354,3 +386,17 @@ def mount_overlay(
         mount_by_context(context, paths, upper, work, target, words, readonly)
     finally:
         close(context)
+
+
+def become_subreaper():
+    """Make this process the parent of its orphaned descendants (prctl)."""
+    if c_prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
+        raise OSError(errno, strerror(errno).decode(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def has_x32():
+    """Tell whether the kernel runs programs of the x32 ABI: a child makes one of its harmless calls."""
+    cdef bint answers
+    with nogil:
+        answers = answers_x32()
+    return bool(answers)

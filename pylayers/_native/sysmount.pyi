@@ -52,3 +52,9 @@ def open_tree(directory_fd: int, path: bytes, clone: bool = False, recursive: bo
 
 def move_mount(mount_fd: int, directory_fd: int, path: bytes) -> None:
     """Attach a detached mount at path."""
+
+def become_subreaper() -> None:
+    """Make this process the parent of its orphaned descendants (prctl). Raises OSError."""
+
+def has_x32() -> bool:
+    """Tell whether the kernel runs programs of the x32 ABI; False on other machines than x86-64."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pylayers.record import field, record
 
 BUBBLEWRAP = "bwrap"
 PID_POLL_MS = 1
+DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 @record(frozen=False)
@@ -214,25 +217,36 @@ def _start_bubblewrap(
 
 
 def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bool = False) -> int:
-    """Start a program with these standard streams and return its pid; for this single-threaded process only."""
+    """Start a program with these standard streams and return its pid; for this single-threaded process only.
+
+    controlling: the first of them becomes its controlling terminal.
+    """
+    if not controlling:
+        # A twentieth of the time: no page tables are copied. Sources go out of the way of 0 to 2 first.
+        copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) for descriptor in standard]
+        actions = [(os.POSIX_SPAWN_DUP2, copy, number) for number, copy in enumerate(copies)]
+        try:
+            return os.posix_spawnp(
+                command[0], command, minimal_environment(), file_actions=actions, setsigdef=DEFAULT_SIGNALS
+            )
+        except OSError as error:
+            raise ContainerError(f"{command[0]}: {error.strerror}", exit_code=125) from error
+        finally:
+            for copy in copies:
+                os.close(copy)
     pid = os.fork()
     if pid:
         return pid
     try:
-        import signal
+        import termios
 
-        for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        for caught in DEFAULT_SIGNALS:
             signal.signal(caught, signal.SIG_DFL)
-        # First out of the way: a source may have one of the numbers 0 to 2.
         copies = [os.dup(descriptor) for descriptor in standard]
         for number, copy in enumerate(copies):
             os.dup2(copy, number)
-        if controlling:
-            import fcntl
-            import termios
-
-            os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.execvpe(command[0], command, minimal_environment())  # noqa: S606
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pylayers._native import sysmount
 from pylayers.container.bundle import runtime_error
 from pylayers.container.launch import Launched, delete_from_runtime, launch
 from pylayers.container.logs import LogWriter
@@ -38,7 +39,6 @@ from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
 
 CHUNK_BYTES = 64 << 10
-PR_SET_CHILD_SUBREAPER = 36
 DRAIN_MS = 200
 
 
@@ -172,8 +172,9 @@ class Monitor:
             code = error.exit_code
         delete_from_runtime(self.directory, self.spec)
         self._unmount()
-        ended = replace(state, status=EXITED, pid=0, exit_code=code, finished=timestamp(), error=str(error or ""))
-        write_state(self.directory, ended)
+        if not self.spec.remove_on_exit:
+            ended = replace(state, status=EXITED, pid=0, exit_code=code, finished=timestamp(), error=str(error or ""))
+            write_state(self.directory, ended)
         # In place, not by rename: who waits holds this very file, also when the directory goes now.
         (self.directory / EXIT).write_text(f"{code}\n")
         if self.spec.remove_on_exit:
@@ -202,15 +203,6 @@ class Monitor:
         self.report({"error": error.message, "hint": error.hint, "exit_code": code})
 
 
-def become_subreaper() -> None:
-    """Make this process the parent of its orphaned descendants (prctl)."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-
-
 def main(arguments: list[str]) -> int:
     """Leave the caller (second fork), then watch."""
     directory, status_fd, lock_fd, *client = arguments
@@ -218,7 +210,7 @@ def main(arguments: list[str]) -> int:
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    become_subreaper()
+    sysmount.become_subreaper()
     monitor = Monitor(Path(directory), int(status_fd), int(lock_fd), (int(client[0]), int(client[1]), int(client[2])))
 
     def resized(*_: object) -> None:

@@ -25,6 +25,7 @@ RECORD_LIMIT_BYTES = 16 << 20
 UNKNOWN_EXIT_CODE = 255  # as docker: nobody was there to see it
 CREATED, RUNNING, EXITED, DEAD = "created", "running", "exited", "dead"
 NANOSECONDS = 1_000_000_000
+RESTARTED = "the machine was restarted while it ran"
 
 
 @record(kw_only=True)
@@ -101,8 +102,8 @@ def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def create(directory: Path, spec: ContainerSpec) -> None:
-    """Write a new container; it isn't started. Crash-safe: config.json is written last.
+def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
+    """Write a new container; it isn't started. Return its spec, dated. Crash-safe: config.json is written last.
 
     Raises AlreadyExists, InvalidInput (restart policies), NoSpace, PermissionDenied.
     """
@@ -122,6 +123,7 @@ def create(directory: Path, spec: ContainerSpec) -> None:
         write_atomically(directory / CONFIG, spec_to_json(spec))
     except OSError as error:
         raise translate_os_error(error, f"create container {spec.id[:12]}") from error
+    return spec
 
 
 def rewrite(directory: Path, spec: ContainerSpec) -> None:
@@ -152,7 +154,10 @@ def recorded_state(directory: Path) -> State:
     """Read the state as last written. Raises NotFound, IntegrityError."""
     try:
         with (directory / STATE).open("rb") as file:
-            values = json.loads(file.read(RECORD_LIMIT_BYTES))
+            content = file.read(RECORD_LIMIT_BYTES)
+        if not content:  # a power cut took what was not flushed yet: see write_state
+            return State(status=DEAD, exit_code=UNKNOWN_EXIT_CODE, error=RESTARTED)
+        values = json.loads(content)
         known = to_mapping(State())
         return State(**{name: value for name, value in values.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
@@ -181,7 +186,7 @@ def load_state(directory: Path) -> State:
 
 def _unseen(state: State) -> State:
     if state.boot_id != boot_id():
-        return replace(state, status=DEAD, exit_code=UNKNOWN_EXIT_CODE, error="the machine was restarted while it ran")
+        return replace(state, status=DEAD, exit_code=UNKNOWN_EXIT_CODE, error=RESTARTED)
     return replace(
         state,
         status=EXITED,
@@ -191,18 +196,22 @@ def _unseen(state: State) -> State:
 
 
 def write_state(directory: Path, state: State) -> None:
-    """Replace state.json atomically."""
-    write_atomically(directory / STATE, json.dumps(to_mapping(state)))
+    """Replace state.json atomically, durably once the container has ended.
+
+    That one was made or runs is true for this boot alone: whatever a power cut leaves of it reads as dead.
+    """
+    write_atomically(directory / STATE, json.dumps(to_mapping(state)), durable=state.status in (EXITED, DEAD))
 
 
-def write_atomically(path: Path, content: str) -> None:
+def write_atomically(path: Path, content: str, *, durable: bool = True) -> None:
     """Write a file beside its name, flush it and move it into place."""
     scratch = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         with scratch.open("x", encoding="utf-8") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from typing import IO, TYPE_CHECKING, Any
 from pylayers.container import record
 from pylayers.container.isolation import ContainerMount, Isolation, Process, mount_from_request
 from pylayers.container.record import ContainerSpec, State
-from pylayers.engine.change import drop_mount_points
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import check_name, invent_name
 from pylayers.engine.process import choose_timeout, make_process
@@ -140,13 +139,12 @@ class ContainerActions:
                     size_limit_bytes=size_limit_bytes,
                     labels=tuple({**found.config.config.labels, **options.labels}.items()),
                 )
-                self._make(spec, found, plan)
+                return view(self._make(spec, found, plan), State())
             except BaseException:
                 self._discard(container_id)
                 raise
-        return self.get(container_id)
 
-    def _make(self, spec: ContainerSpec, image: Image, plan: MountPlan) -> None:
+    def _make(self, spec: ContainerSpec, image: Image, plan: MountPlan) -> ContainerSpec:
         engine = self._engine
         driver = engine.driver()
         chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
@@ -164,7 +162,7 @@ class ContainerActions:
         spec = replace(
             spec, rootfs=tuple(rootfs), driver=driver.name, mounts=mounts, volumes=names, anonymous_volumes=anonymous
         )
-        record.create(self._parent / spec.id, spec)
+        return record.create(self._parent / spec.id, spec)
 
     def start(self, name: str) -> None:
         """Start a container in the background. Raises ContainerError (125, 126, 127)."""
@@ -367,6 +365,8 @@ class ContainerActions:
     @contextmanager
     def changes(self, container: Container) -> Iterator[Changes]:
         """Give what a container changed as a layer table with its sources."""
+        from pylayers.engine.change import drop_mount_points
+
         changed = self._driver_of(record.load_spec(self._parent / container.id)).changes(container.id)
         try:
             targets = [mount.target for mount in container.mounts]

@@ -9,7 +9,6 @@ from pathlib import Path
 from pylayers.record import record, replace
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount
-from pylayers.volume.initialise import initialise
 from pylayers.volume.parse import (
     MountRequest,
     check_duplicates,
@@ -77,6 +76,8 @@ def fill_volumes(rootfs: Sequence[Mount], made: Mapping[str, MadeVolume], work_d
     }
     if not empty:
         return
+    from pylayers.volume.initialise import initialise
+
     readonly = [replace(mount, readonly=True) if mount.type == "bind" else mount for mount in rootfs]
     with mounted(readonly, work_directory) as root:
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

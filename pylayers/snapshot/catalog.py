@@ -30,6 +30,7 @@ from pylayers.errors import (
     Unsupported,
     translate_os_error,
 )
+from pylayers.oci.digest import hex_of
 from pylayers.record import record, replace, to_mapping
 from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
 
@@ -321,14 +322,12 @@ class Catalog:
 
 def escape(name: str) -> str:
     """Give the file name that stands for a key: itself where it is plain, else percent-escaped, hashed when long."""
-    import hashlib
-
     raw = name.encode("utf-8", "surrogateescape")
     if not raw or len(raw) > LONGEST_NAME_BYTES or b"\0" in raw:
         raise InvalidInput(f"a snapshot key has 1 to {LONGEST_NAME_BYTES} bytes and no NUL: {name[:80]!r}")
     plain = "".join(chr(byte) if byte in PLAIN_BYTES or (byte == 46 and at) else f"%{byte:02x}"
                     for at, byte in enumerate(raw))  # fmt: skip
-    return plain if len(plain) <= 200 else "%%" + hashlib.sha256(raw).hexdigest()
+    return plain if len(plain) <= 200 else "%%" + hex_of(raw)
 
 
 def explain_version(root: Path) -> str:

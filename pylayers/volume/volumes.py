@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pylayers.errors import Conflict, IntegrityError, NotFound, translate_os_error
@@ -59,6 +58,8 @@ class VolumeStore:
             if labels is not None and dict(labels) != dict(existing.labels):
                 raise Conflict(f"a volume named {name} already exists with other labels")
             return existing
+        from datetime import UTC, datetime  # here, as most containers have no volume
+
         folder = self.directory / name
         volume = Volume(name, folder / "_data", datetime.now(UTC).isoformat(), dict(labels or {}), anonymous)
         try:

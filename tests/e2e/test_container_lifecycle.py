@@ -355,6 +355,14 @@ def test_reboot_and_reused_pid_are_seen(runc: House) -> None:
     assert load_state(directory).status == "exited"
 
 
+def test_a_state_that_a_power_cut_emptied_is_dead(runc: House) -> None:
+    directory = runc.create("true")
+    (directory / "state.json").write_bytes(b"")
+    assert load_state(directory).status == "dead"
+    assert load_state(directory).exit_code == 255
+    assert start(directory, attach=True) == 0  # and it can be started again
+
+
 def test_restart_policy_is_refused(runc: House) -> None:
     with pytest.raises(PylayersError, match="no daemon"):
         runc.create("true", restart_policy="always")

@@ -295,3 +295,45 @@ def test_fallback_is_limited_to_a_page(tmp_path: Path) -> None:
     make_lowers(area, 60)
     make_directories(area)
     assert run_in_child(FILTERED, str(area), "60") == "E2BIG"
+
+
+ASK_X32 = "import ctypes, platform; print(platform.machine() == 'x86_64' and ctypes.CDLL(None).syscall(0x40000027) > 0)"
+KILL_X32 = """
+import ctypes, struct
+from pylayers._native import sysmount
+code = b"".join(struct.pack("<HBBI", *one) for one in (
+    (0x20, 0, 0, 0), (0x45, 0, 1, 0x40000000), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)))
+room = ctypes.create_string_buffer(code)
+program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 4, ctypes.addressof(room)))
+libc = ctypes.CDLL(None)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(program)):
+    raise SystemExit("no filter")
+print(sysmount.has_x32())
+"""
+
+
+def test_x32_is_asked_of_the_kernel() -> None:
+    told = subprocess.run([sys.executable, "-c", ASK_X32], capture_output=True, text=True, check=True).stdout.strip()
+    assert str(sysmount.has_x32()) == told
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x32 is an ABI of x86-64")
+def test_asking_survives_a_filter_that_kills() -> None:
+    told = subprocess.run([sys.executable, "-c", KILL_X32], capture_output=True, text=True, check=True).stdout.strip()
+    assert told == "False"
+
+
+def test_subreaper_gets_orphans() -> None:
+    code = (
+        "import os, time\n"
+        "from pylayers._native import sysmount\n"
+        "sysmount.become_subreaper()\n"
+        "if os.fork() == 0:\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(0.05)\n"
+        "        os._exit(7)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "print(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "7\n"

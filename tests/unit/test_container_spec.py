@@ -19,7 +19,7 @@ from pylayers.container.isolation import (
     parse_limit,
 )
 from pylayers.container.runtime import find_runtime, probe_runtimes
-from pylayers.container.seccomp import convert, load_seccomp
+from pylayers.container.seccomp import X32, convert, load_seccomp
 from pylayers.container.spec import build_config, choose_capabilities
 from pylayers.container.stop import parse_signal
 from pylayers.container.user import User, resolve_user
@@ -217,6 +217,15 @@ def test_seccomp_conditions(machine: str, caps: tuple[str, ...], kernel: tuple[i
     )
     assert set(converted["syscalls"][0]) == {"names", "action"}
     assert converted["syscalls"][-1]["args"] == [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]
+
+
+def test_seccomp_leaves_out_what_the_kernel_lacks() -> None:
+    profile = PROFILE | {"archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", X32]}]}
+    assert convert(profile, (), "x86_64", (6, 1))["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", X32]
+    without = convert(profile, (), "x86_64", (6, 1), (X32,))
+    assert without["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    listed = convert(profile | {"architectures": [X32]}, (), "x86_64", (6, 1), (X32,))
+    assert listed["architectures"] == [X32]  # the user's own words
 
 
 def test_seccomp_files(tmp_path: Path) -> None:
