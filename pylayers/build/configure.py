@@ -1,4 +1,4 @@
-"""The instructions that only change an image's configuration, with BuildKit's words for the history."""
+"""The instructions that only change an image's configuration."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput
-from pylayers.oci.config import Healthcheck, History
+from pylayers.oci.config import Healthcheck
 from pylayers.record import replace
 
-COMMENT = "pylayers"
 PORT_LIMIT = 65_535
 PORTS_LIMIT = 1_000_000  # of one EXPOSE
 DEFAULT_SHELL = ("/bin/sh", "-c")
@@ -174,9 +173,3 @@ def read_healthcheck(instruction: df.Healthcheck) -> Healthcheck:
         start_interval_ns=instruction.start_interval_ns or 0,
         retries=instruction.retries or 0,
     )
-
-
-def write_history(state: StageState, created_by: str, created: str, *, empty_layer: bool) -> StageState:
-    """Return the state with one more line of history."""
-    step = History(created=created, created_by=created_by, comment=COMMENT, empty_layer=empty_layer)
-    return replace(state, history=(*state.history, step))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from pylayers.build.base import resolve_base
 from pylayers.build.cache.key import configure_key, workdir_key
 from pylayers.build.cache.step import CachedStep
-from pylayers.build.configure import configure, write_history
+from pylayers.build.configure import configure
 from pylayers.build.copy.step import copy_trees, make_directory
 from pylayers.build.event import BuildWarning, Step, StepFinished, StepStarted, StepStatus
 from pylayers.build.plan import PlannedStage
 from pylayers.build.run.step import run_command
 from pylayers.build.session import BuildSession
-from pylayers.build.state import StageState
+from pylayers.build.state import StageState, write_history
 from pylayers.build.words import describe
 from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pylayers.oci.chain import chain_id
 from pylayers.oci.config import History, RunConfig
 from pylayers.oci.platform import Platform
-from pylayers.record import field, record
+from pylayers.record import field, record, replace
 from pylayers.store import Store
 from pylayers.store.entry import EntryTable
 from pylayers.store.layer import Layer
 
+COMMENT = "pylayers"  # of the steps in a history
 MERGED_KEPT = 4  # merged tables held at once; each is some 250 bytes an entry
 
 
@@ -39,6 +40,12 @@ class StageState:
         """Return what a RUN sees: of an ARG and an ENV of one name the later."""
         given = {name: value for name, value in self.arguments if value is not None}
         return {**self.config.environment(), **given}
+
+
+def write_history(state: StageState, created_by: str, created: str, *, empty_layer: bool) -> StageState:
+    """Return the state with one more line of history."""
+    step = History(created=created, created_by=created_by, comment=COMMENT, empty_layer=empty_layer)
+    return replace(state, history=(*state.history, step))
 
 
 class Trees:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pylayers.cli.buildcommand import make_option
 from pylayers.cli.command import format_option
+from pylayers.cli.commit import OPTIONS as COMMIT_OPTIONS
+from pylayers.cli.commit import commit as perform_commit
 from pylayers.cli.failure import perform_each
 from pylayers.cli.form import (
     clip,
@@ -221,20 +224,22 @@ def diff(session: Session, name: str) -> None:
     sys.stdout.buffer.flush()
 
 
-@click.command()
-@click.argument("container", metavar="CONTAINER")
-@click.argument("name", metavar="NAME[:TAG]", required=False)
-@click.option("-a", "--author", default="", help="Author of the image.")
-@click.option("-m", "--message", default="", help="Comment in the image's history.")
-@click.option("-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="Apply a Dockerfile instruction.")
 @click.pass_obj
-def commit(
-    session: Session, container: str, name: str | None, author: str, message: str, changes: tuple[str, ...]
-) -> None:
-    """Make an image from a container's image and what the container changed."""
-    with session.open() as engine:
-        made = engine.images.commit(container, name, author=author, message=message, changes=changes)
-    click.echo(made.id)
+def take_commit(session: Session, /, **given: Any) -> None:
+    """Commit with what click has read."""
+    perform_commit(session, **given)
+
+
+commit = click.Command(
+    "commit",
+    params=[
+        *map(make_option, COMMIT_OPTIONS),
+        click.Argument(["container"], metavar="CONTAINER"),
+        click.Argument(["name"], metavar="NAME[:TAG]", required=False),
+    ],
+    callback=take_commit,
+    help=perform_commit.__doc__,
+)
 
 
 @click.command()

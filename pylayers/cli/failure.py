@@ -89,6 +89,13 @@ def perform_plain(arguments: list[str]) -> int | None:
             from pylayers.cli.run import run as perform_run
 
             return perform_run(open_session(plain[0]), **plain[1])
+    if "commit" in arguments:
+        from pylayers.cli import commit
+
+        plain = commit.read_line(arguments)
+        if plain is not None:
+            commit.commit(open_session(plain[0]), **plain[1])
+            return 0
     return None
 
 

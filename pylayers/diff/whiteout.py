@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
 
+from pylayers._native import changeset
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     ENTRY_STRUCT,
@@ -15,10 +15,6 @@ from pylayers.store.entry import (
     decode_xattrs,
     encode_xattrs,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 OPAQUE_NAMES = tuple(prefix + b"opaque" for prefix in OVERLAY_PREFIXES)
@@ -34,7 +30,7 @@ def convert_upper(records: bytearray, heap: bytearray) -> None:
 
     heap grows by the xattrs that had to be written anew. Nothing may hold a view of either buffer.
     """
-    for row in _marked_rows(records):
+    for row in memoryview(changeset.find_marked(records)).cast("I"):
         entry = Entry._make(ENTRY_STRUCT.unpack_from(records, row * ENTRY_SIZE_BYTES))
         if is_whiteout(entry.mode, entry.rdev_major, entry.rdev_minor):
             # The kernel makes all whiteouts links of one inode, so the walk saw hard links here.
@@ -47,14 +43,6 @@ def convert_upper(records: bytearray, heap: bytearray) -> None:
 def visible_xattrs(table: EntryTable, entry: Entry) -> dict[bytes, bytes]:
     """Return an entry's extended attributes without overlayfs's own."""
     return {name: value for name, value in table.xattrs(entry).items() if not name.startswith(OVERLAY_PREFIXES)}
-
-
-def _marked_rows(records: bytearray) -> list[int]:
-    """List the rows that may carry a mark: character devices 0:0, and whatever has xattrs."""
-    array: npt.NDArray[np.void] = EntryTable(records, b"").array
-    kind = array["mode"] & 0o170000
-    blank = (kind == stat.S_IFCHR) & (array["rdev_major"] == 0) & (array["rdev_minor"] == 0)
-    return (blank | (array["xattr_length"] > 0)).nonzero()[0].tolist()  # type: ignore[no-any-return]
 
 
 def _convert_xattrs(entry: Entry, heap: bytearray) -> Entry:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from pylayers.diff.merge import find_row
+from pylayers.diff.merge import find_entry
 from pylayers.snapshot.snapshotter import Changes
 from pylayers.store.entry import ENTRY_SIZE_BYTES, FLAG_OPAQUE, FLAG_WHITEOUT, SOURCE_STRUCT, Entry, EntryTable
 
@@ -13,8 +13,11 @@ from pylayers.store.entry import ENTRY_SIZE_BYTES, FLAG_OPAQUE, FLAG_WHITEOUT, S
 RUNTIME_TARGETS = ("/proc", "/sys", "/dev", "/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
 
 
-def drop_mount_points(changes: Changes, parent: EntryTable, targets: Iterable[str]) -> Changes:
-    """Leave out empty files and directories at mount targets that the image lacks, and what only leads to them."""
+def drop_mount_points(changes: Changes, parent: Sequence[EntryTable], targets: Iterable[str]) -> Changes:
+    """Leave out empty files and directories at mount targets that the image lacks, and what only leads to them.
+
+    parent are the image's layer tables, lowest first.
+    """
     points = {target.strip("/").encode(errors="surrogateescape") for target in (*RUNTIME_TARGETS, *targets)}
     leading = {point[:at] for point in points for at, byte in enumerate(point) if byte == ord("/")}
     table = EntryTable(changes.records, changes.heap)
@@ -36,13 +39,13 @@ def drop_mount_points(changes: Changes, parent: EntryTable, targets: Iterable[st
     return Changes(records, changes.heap, bytes(sources), changes.descriptors)
 
 
-def is_idle(table: EntryTable, entry: Entry, parent: EntryTable, path: bytes) -> bool:
+def is_idle(table: EntryTable, entry: Entry, parent: Sequence[EntryTable], path: bytes) -> bool:
     """Tell whether a row says nothing: an empty new place, or a directory that is as it was but for its time."""
     if entry.flags & (FLAG_WHITEOUT | FLAG_OPAQUE):
         return False
-    found = find_row(parent, path)
+    found = find_entry(parent, path)
     if found is None:
         return stat.S_ISDIR(entry.mode) or (stat.S_ISREG(entry.mode) and entry.size_bytes == 0)
-    before = parent.entry(found)
+    below, before = found
     same = (before.mode, before.uid, before.gid) == (entry.mode, entry.uid, entry.gid)
-    return stat.S_ISDIR(entry.mode) and same and table.xattrs(entry) == parent.xattrs(before)
+    return stat.S_ISDIR(entry.mode) and same and table.xattrs(entry) == below.xattrs(before)

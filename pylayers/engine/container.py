@@ -370,22 +370,23 @@ class ContainerActions:
         changed = self._driver_of(record.load_spec(self._parent / container.id)).changes(container.id)
         try:
             targets = [mount.target for mount in container.mounts]
-            yield drop_mount_points(changed, self._image_table(container), targets)
+            yield drop_mount_points(changed, self._layer_tables(container), targets)
         finally:
             changed.close()
 
-    def _image_table(self, container: Container) -> EntryTable:
-        from pylayers.build.state import Trees
-
-        image = load_image(self._engine.store, container.image_digest)
-        return Trees(self._engine.store).merged(image.config.diff_ids)
+    def _layer_tables(self, container: Container) -> Sequence[EntryTable]:
+        store = self._engine.store
+        return [
+            store.layers.open(diff_id).table for diff_id in load_image(store, container.image_digest).config.diff_ids
+        ]
 
     def diff(self, name: str) -> Sequence[PathChange]:
         """List what a container changed, as docker diff does."""
         from pylayers.diff.compare import list_changes
+        from pylayers.diff.merge import merge_tables
 
         container = self.get(name)
-        parent = self._image_table(container)
+        parent = merge_tables(self._layer_tables(container))
         with self.changes(container) as changed:
             return list_changes(EntryTable(changed.records, changed.heap), parent)
 

@@ -72,8 +72,7 @@ class ImageActions:
         changes are Dockerfile instructions (CMD, ENV, …) that set its configuration. Raises NotFound, InvalidInput,
         IntegrityError with the byte offset of what is malformed.
         """
-        from pylayers.build.configure import write_history
-        from pylayers.build.state import StageState
+        from pylayers.build.state import StageState, write_history
         from pylayers.transfer.rootfs import import_layer
 
         store = self._engine.store
@@ -211,7 +210,7 @@ class ImageActions:
         changes: Sequence[str] = (),
     ) -> Image:
         """Make an image from a container's image and what the container changed."""
-        from pylayers.build.configure import write_history
+        from pylayers.build.state import write_history
         from pylayers.diff.write import write_layer
 
         engine = self._engine
@@ -310,6 +309,8 @@ def state_of(image: Image) -> StageState:
 
 def apply_changes(state: StageState, changes: Sequence[str]) -> StageState:
     """Apply --change instructions to a configuration. Raises InvalidInput for one that isn't allowed there."""
+    if not changes:
+        return state
     from pylayers.build.configure import configure
     from pylayers.build.stage import join_path
     from pylayers.dockerfile.parse import parse_instruction

@@ -199,13 +199,11 @@ class DefaultSnapshotter:
             self.remove(key)
 
     def _compare(self, old_fd: int, new_fd: int, untouched_before_ns: int) -> Changes:
-        import numpy as np
-
         old = EntryTable(*walk.walk(old_fd, xattrs=True)) if old_fd >= 0 else empty_tree()
         new_records, new_heap = walk.walk(new_fd, xattrs=True)
         new = EntryTable(new_records, new_heap)
         hash_undecided(old_fd, old, new_fd, new, untouched_before_ns)
-        keep = np.zeros(len(new), dtype=bool)
+        keep = bytearray(len(new))
         deleted: list[bytes] = []
         for kind, old_row, new_row in CHANGE_STRUCT.iter_unpack(
             tardiff.diff(old.records, old.heap, new_records, new_heap, True)
@@ -213,7 +211,7 @@ class DefaultSnapshotter:
             if kind == CHANGE_DELETE:
                 deleted.append(old.path(old.entry(old_row)))
             else:
-                keep[new_row] = True
+                keep[new_row] = 1
         _drop_hashes(new_records)
         return pack_changes(
             new_records, new_heap, keep, deleted, root_changed=_root_differs(old, new), descriptor=new_fd

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
-from pylayers._native import tardiff
+from pylayers._native import changeset, tardiff
 from pylayers.snapshot.changeset import KIND_BITS, pack_changes
 from pylayers.snapshot.lower import Found, LowerStack, read_xattrs
 from pylayers.snapshot.snapshotter import Changes
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 NO_PARENT_ROOT = (stat.S_IFDIR | 0o755, 0, 0)
 BLOCK_BYTES = 1 << 20
@@ -26,11 +21,8 @@ def find_upper_changes(records: bytearray, heap: bytearray, descriptor: int, bel
     The work is in proportion to the entries in directories that exist below; a new directory is taken in one step.
     The result owns descriptor.
     """
-    import numpy as np
-
     table = EntryTable(records, heap)
-    array = table.array
-    keep = np.zeros(len(table), dtype=bool)
+    keep = bytearray(len(table))
     row = 1
     while row < len(table):
         entry = table.entry(row)
@@ -39,23 +31,14 @@ def find_upper_changes(records: bytearray, heap: bytearray, descriptor: int, bel
             keep[row] = found is not None
         elif stat.S_ISDIR(entry.mode) and (found is None or not found.directories or entry.flags & FLAG_OPAQUE):
             end = tardiff.subtree(records, heap, row)
-            _keep_new_tree(array[row:end], keep[row:end], hides=found is not None and bool(found.directories))
+            changeset.keep_tree(records, keep, row, end, found is not None and bool(found.directories))
             row = end
             continue
         else:
             keep[row] = found is None or not _is_same(table, entry, found, descriptor, below)
         row += 1
     root_changed = _root_differs(table, below.find(b""))
-    del array
     return pack_changes(records, heap, keep, (), root_changed=root_changed, descriptor=descriptor)
-
-
-def _keep_new_tree(array: npt.NDArray[np.void], keep: npt.NDArray[np.bool_], *, hides: bool) -> None:
-    """Keep a whole tree below which nothing shines through: marks inside it hide nothing."""
-    keep[:] = (array["flags"] & FLAG_WHITEOUT) == 0
-    array["flags"] &= 0xFFFFFFFF ^ FLAG_OPAQUE
-    if hides:
-        array["flags"][0] |= FLAG_OPAQUE
 
 
 def _is_same(table: EntryTable, entry: Entry, found: Found, descriptor: int, below: LowerStack) -> bool:

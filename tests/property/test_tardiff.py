@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylayers._native import tardiff
+from pylayers.diff.merge import find_entry
 from pylayers.store.entry import (
     FLAG_HARDLINK,
     FLAG_HASHED,
@@ -229,3 +230,20 @@ def test_damaged_tables_are_refused_or_read(seed: int) -> None:
         ):
             with suppress(ValueError):
                 attempt()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(LAYERS, min_size=1, max_size=4), ITEMS)
+def test_looking_a_path_up_in_stacked_layers(layers: list[Tree], others: list[tuple[bytes, str, int]]) -> None:
+    tables = [model.build_table(layer) for layer in layers]
+    merged = model.merge(layers)
+    for path in {*(path for layer in layers for path in layer), *(item[0] for item in others)}:
+        found = find_entry(tables, path)
+        wanted = merged.get(path)
+        if found is None or wanted is None:
+            assert found is None and wanted is None, path  # noqa: PT018
+            continue
+        table, entry = found
+        assert (entry.mode, entry.uid, entry.gid, table.xattrs(entry)) == (
+            wanted.mode, wanted.uid, wanted.gid, wanted.xattrs
+        ), path  # fmt: skip
