@@ -23,8 +23,9 @@ from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import DefaultSnapshotter, open_mounted, translated
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
+from pylayers.snapshot.thinformat import choose_file_system
 from pylayers.snapshot.thinmount import DEVICE, TYPE, read_device, write_device
-from pylayers.snapshot.thinpool import SIZES, Pool, choose_file_system
+from pylayers.snapshot.thinpool import SIZES, Pool
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_WHITEOUT, EntryTable
 from pylayers.store.mountpoint import read_mount_table
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from pylayers._native import sysmount
 from pylayers.errors import DriverError
 from pylayers.snapshot.snapshotter import Mount
-from pylayers.snapshot.thinpool import MOUNT_OPTIONS, Pool
+from pylayers.snapshot.thinformat import MOUNT_OPTIONS
+from pylayers.snapshot.thinpool import Pool
 
 TYPE = "devicemapper"
 DEVICE = "device"

@@ -14,21 +14,20 @@ import errno
 import fcntl
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pylayers.errors import DriverError, InvalidInput, NoSpace, Unsupported
+from pylayers.errors import DriverError, InvalidInput, NoSpace
 from pylayers.record import record, to_mapping
 from pylayers.snapshot import mapper
 from pylayers.snapshot.loop import attach_loop
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount
+from pylayers.snapshot.thinformat import MOUNT_OPTIONS, choose_file_system, make_file_system
 
 FOLDER, RECORD, PENDING, TRANSACTION = "devicemapper", "pool.json", "base.making", "transaction"
-POOL_VARIABLE, FILE_SYSTEM_VARIABLE = "PYLAYERS_DM_THINPOOL", "PYLAYERS_DM_FS"
+POOL_VARIABLE = "PYLAYERS_DM_THINPOOL"
 SIZES = {  # variable -> default; docker's dm.loopdatasize, dm.loopmetadatasize and dm.basesize
     "PYLAYERS_DM_LOOPDATASIZE": 100 << 30,
     "PYLAYERS_DM_LOOPMETADATASIZE": 2 << 30,
@@ -36,14 +35,8 @@ SIZES = {  # variable -> default; docker's dm.loopdatasize, dm.loopmetadatasize 
 }
 BLOCK_SECTORS, LOW_WATER_BLOCKS = 128, 1024
 KEPT_FREE_PERCENT = 10  # docker's dm.min_free_space
+KEPT_FREE_BYTES, BASE_FREE_BYTES = 32 << 20, 128 << 20  # of the disk below our own sparse files
 LAST_NUMBER = (1 << 24) - 1
-# Thin blocks read as zeros until they are written, so nothing has to be zeroed, now or in the background.
-MKFS_OPTIONS = {
-    "xfs": ("-q", "-f", "-K"),
-    "ext4": ("-q", "-F", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"),
-}
-MOUNT_OPTIONS = {"xfs": ("nouuid",), "ext4": ("noinit_itable",)}
-MKFS_TIMEOUT_SECONDS = 120
 
 
 @record
@@ -114,7 +107,7 @@ class Pool:
         if self._users >= 0:
             os.close(self._users)
             self._users, self._record = -1, None
-        elif not (mapper.CONTROL.exists() and self._has_files() and mapper.find_device(self.name())):
+        elif not (self._has_pool() and mapper.CONTROL.exists() and mapper.find_device(self.name(self._own_given()))):
             return
         users = os.open(self.directory / "users", os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -142,6 +135,7 @@ class Pool:
 
     def require_space(self) -> None:
         """Raise NoSpace while a tenth of the pool is not free, as a full pool fails every file system in it at once."""
+        self._require_disk(KEPT_FREE_BYTES)
         status = self.status()
         for what, used, total in (
             ("data", status.data_used, status.data_total),
@@ -228,6 +222,10 @@ class Pool:
     def _has_files(self) -> bool:
         return (self.directory / "data").exists()
 
+    def _has_pool(self) -> bool:
+        """Tell whether this folder was ever given a pool; what was mounted of one may have left devices behind."""
+        return self._has_files() or (self.directory / RECORD).exists()
+
     def _own_given(self) -> str:
         made = self._read_record()
         return made.given if made else os.environ.get(POOL_VARIABLE, "")
@@ -313,12 +311,25 @@ class Pool:
                 if error.errno != errno.EEXIST:  # of a time before the numbers began anew
                     raise
 
+    def _require_disk(self, size_bytes: int) -> None:
+        """Raise NoSpace where the disk below our own files would fail what is written to the pool."""
+        if self._given:
+            return
+        found = os.statvfs(self.directory)
+        if found.f_bavail * found.f_frsize < size_bytes:
+            raise NoSpace(
+                f"the file system of {self.directory}, which the thin pool's files grow in, has "
+                f"{found.f_bavail * found.f_frsize >> 20} MiB left, and {size_bytes >> 20} MiB have to be",
+                hint="make room there, or choose another root with --root",
+            )
+
     def _make_base(self, given: str, status: PoolStatus) -> PoolRecord:
         if given and (status.transaction or status.data_used):
             raise DriverError(
                 f"the thin pool {given} is somebody else's: it has {status.data_used} blocks in use",
                 hint="give pylayers a pool of its own",
             )
+        self._require_disk(BASE_FREE_BYTES)
         kind = choose_file_system()
         size_bytes = read_size("PYLAYERS_DM_BASESIZE")
         pending = self.directory / PENDING
@@ -387,39 +398,6 @@ def read_size(variable: str) -> int:
     if not number.isdecimal() or not int(number):
         raise InvalidInput(f"{variable} is no size: {text!r}", hint="give bytes, or a number with K, M, G or T")
     return (int(number) << (10 * power)) // (BLOCK_SECTORS * 512) * (BLOCK_SECTORS * 512)
-
-
-def choose_file_system() -> str:
-    """Name the file system for new devices. Raises Unsupported where no mkfs for it is installed."""
-    wanted = os.environ.get(FILE_SYSTEM_VARIABLE, "")
-    if wanted and wanted not in MKFS_OPTIONS:
-        raise InvalidInput(f"{FILE_SYSTEM_VARIABLE} is {wanted!r}", hint=f"choose from: {', '.join(MKFS_OPTIONS)}")
-    for kind in [wanted] if wanted else MKFS_OPTIONS:
-        if find_mkfs(kind):
-            return kind
-    names = [f"mkfs.{kind}" for kind in ([wanted] if wanted else MKFS_OPTIONS)]
-    raise Unsupported(f"no {' or '.join(names)} program", hint="install the package xfsprogs or e2fsprogs")
-
-
-def find_mkfs(kind: str) -> str | None:
-    """Find the program that makes a file system."""
-    return shutil.which(f"mkfs.{kind}", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-
-
-def make_file_system(kind: str, node: str) -> None:
-    """Make a file system on a device. Raises DriverError with the program's words."""
-    program = find_mkfs(kind)
-    if program is None:
-        raise Unsupported(f"no mkfs.{kind} program on the PATH")
-    try:
-        done = subprocess.run(
-            [program, *MKFS_OPTIONS[kind], node], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=MKFS_TIMEOUT_SECONDS, check=False, env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise DriverError(f"mkfs.{kind} did not end in {MKFS_TIMEOUT_SECONDS} s") from None
-    if done.returncode:
-        raise DriverError(f"mkfs.{kind} failed: {done.stderr.strip() or done.stdout.strip()}")
 
 
 def _removed(name: str) -> bool:

@@ -33,7 +33,7 @@ def image_directory(directory: Path) -> Path:
 
 
 @contextmanager
-def loop_file_system(kind: str, directory: Path) -> Iterator[Path]:
+def loop_file_system(kind: str, directory: Path, size_bytes: int = 0) -> Iterator[Path]:
     """Mount a new file system from a sparse loop file; skips where that can't be done."""
     mkfs = shutil.which(f"mkfs.{kind}", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if mkfs is None:
@@ -42,7 +42,7 @@ def loop_file_system(kind: str, directory: Path) -> Iterator[Path]:
     point.mkdir()
     image = image_directory(directory) / f"pylayers-{os.getpid()}.{kind}"
     with open(image, "wb") as file:
-        file.truncate(LOOP_SIZES[kind])
+        file.truncate(size_bytes or LOOP_SIZES[kind])
     subprocess.run([mkfs, *MKFS_OPTIONS[kind], str(image)], check=True, capture_output=True)
     done = subprocess.run(["mount", "-o", "loop", str(image), str(point)], capture_output=True, text=True)
     if done.returncode:

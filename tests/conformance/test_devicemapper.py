@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, NoSpace, Unsupported
 from pylayers.snapshot import devicemapper, mapper
+from pylayers.snapshot.loop import attach_loop
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Snapshotter
+from pylayers.snapshot.thinpool import Pool
+from tests.conformance.conftest import loop_file_system
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
 from tests.conformance.stage import Stage, write
@@ -32,6 +37,38 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PYLAYERS_DM_FS", request.param)
     for name, size_bytes in devicemapper.TRIAL_SIZES.items():
         monkeypatch.setenv(name, str(size_bytes))
+
+
+@contextmanager
+def given_pool(directory: Path, name: str) -> Iterator[Callable[[], None]]:
+    """Make a thin pool as an administrator would; gives what brings it up again after a restart of the machine."""
+    files = {directory / f"{name}-metadata": 4 * MIB, directory / f"{name}-data": 512 * MIB}
+    for path, size_bytes in files.items():
+        with open(path, "wb") as file:
+            file.truncate(size_bytes)
+
+    def bring_up() -> None:
+        descriptors = [attach_loop(str(path), writable=True)[0] for path in files]
+        try:
+            places = [os.fstat(one).st_rdev for one in descriptors]
+            words = " ".join(f"{os.major(place)}:{os.minor(place)}" for place in places)
+            mapper.create_device(name, 512 * MIB // 512, "thin-pool", f"{words} 256 0 1 skip_block_zeroing")
+        finally:
+            for one in descriptors:
+                os.close(one)
+
+    bring_up()
+    try:
+        yield bring_up
+    finally:
+        with suppress(OSError):  # what still holds it has failed already
+            mapper.remove_device(name)
+
+
+def devices_of(root: Path) -> list[str]:
+    """Name the devices that a root's driver has up."""
+    prefix = Pool(root)._prefix()
+    return [name for name in mapper.list_devices() if name.startswith(prefix)]
 
 
 class TestDevicemapper(CrashSuite, ForeignSuite):
@@ -185,6 +222,83 @@ class TestDevicemapper(CrashSuite, ForeignSuite):
         with pytest.raises(DriverError, match="no thin pool"):
             driver.prepare("a", None)
         driver.close()
+
+    def test_a_given_pool(self, ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Somebody's own pool is used, found again with no word of it, shared with nobody, and never taken down."""
+        root, scratch = ground / "root", ground / "scratch"
+        scratch.mkdir()
+        with given_pool(ground, "given-pool") as bring_up:
+            monkeypatch.setenv("PYLAYERS_DM_THINPOOL", "/dev/mapper/given-pool")
+            driver = devicemapper.Driver(root)
+            with mounted(driver.prepare("a", None), scratch) as top:
+                write(top, "file", b"in the given pool")
+            driver.commit("base", "a")
+            driver.prepare("b", "base")
+            assert not (root / "devicemapper/data").exists()
+            driver.close()
+            assert "given-pool" in mapper.list_devices()
+            assert devices_of(root) == []
+
+            other = devicemapper.Driver(ground / "other")
+            with pytest.raises(DriverError, match="somebody else's") as caught:
+                other.prepare("x", None)
+            assert caught.value.hint == "give pylayers a pool of its own"
+            other.close()
+            monkeypatch.delenv("PYLAYERS_DM_THINPOOL")
+            for restart in (False, True):
+                if restart:
+                    mapper.remove_device("given-pool")
+                    driver = devicemapper.Driver(root)
+                    with pytest.raises(DriverError, match="there is no thin pool /dev/mapper/given-pool"):
+                        driver.prepare("c", "base")
+                    driver.close()
+                    bring_up()
+                driver = devicemapper.Driver(root)
+                assert [one.name for one in driver.walk()] == ["base", "b"]
+                with mounted(driver.mounts("b"), scratch) as top:
+                    assert (top / "file").read_bytes() == b"in the given pool"
+                driver.close()
+                assert "given-pool" in mapper.list_devices()
+                assert devices_of(root) == []
+            driver = devicemapper.Driver(root)
+            used = driver._pool.start() and driver._pool.status().data_used
+            for name in ("b", "base"):
+                driver.remove(name)
+            assert driver._pool.status().data_used <= used
+            driver.close()
+            assert "given-pool" in mapper.list_devices()
+            assert devices_of(root) == []
+
+    def test_a_full_disk_below_the_pool_is_named(self, ground: Path) -> None:
+        """The pool's files are sparse: what the disk lacks would fail every file system in the pool."""
+        scratch = ground / "scratch"
+        scratch.mkdir()
+        with loop_file_system("ext4", ground) as point:
+            driver = devicemapper.Driver(point / "root")
+
+            def fill(left_bytes: int) -> None:
+                found = os.statvfs(point)
+                taken = found.f_bavail * found.f_frsize - left_bytes
+                descriptor = os.open(point / "filler", os.O_WRONLY | os.O_CREAT)
+                try:
+                    os.posix_fallocate(descriptor, 0, taken)
+                finally:
+                    os.close(descriptor)
+
+            fill(100 * MIB)
+            with pytest.raises(NoSpace, match="and 128 MiB have to be") as caught:
+                driver.prepare("a", None)
+            assert "--root" in (caught.value.hint or "")
+            (point / "filler").unlink()
+            with mounted(driver.prepare("a", None), scratch) as top:
+                write(top, "file")
+            fill(20 * MIB)
+            with pytest.raises(NoSpace, match="and 32 MiB have to be"):
+                driver.prepare("b", None)
+            assert [one.name for one in driver.walk()] == ["a"]
+            (point / "filler").unlink()
+            driver.prepare("b", None)
+            driver.close()
 
     def test_probe(self, ground: Path) -> None:
         assert devicemapper.probe(ground) == devicemapper.Probe(True)

@@ -15,6 +15,7 @@ import pytest
 
 from pylayers.container.record import State, boot_id, load_spec, start_ticks, write_state
 from pylayers.container.runtime import probe_runtimes
+from pylayers.diff.compare import PathChange
 from pylayers.engine import Engine
 from pylayers.engine.container import Container
 from pylayers.engine.migrate import Migrated
@@ -53,7 +54,8 @@ def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def btrfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with loop_file_system("btrfs", tmp_path_factory.mktemp("btrfs")) as point:
+    # A thin pool's base takes 64 MiB in a root, and as much again while the driver is tried beside it.
+    with loop_file_system("btrfs", tmp_path_factory.mktemp("btrfs"), 1 << 30) as point:
         yield point
 
 
@@ -94,6 +96,11 @@ def check_place(root: Path, driver: str, container: Container) -> None:
     assert not mount_points_below(root)
 
 
+def without_other_name(changes: list[PathChange]) -> list[PathChange]:
+    """Leave out the second name of a file whose first was changed: its time may have been set on the first's copy."""
+    return [one for one in changes if one.path != b"opt/linked"]
+
+
 @pytest.mark.parametrize(("source", "target"), PAIRS, ids=["-to-".join(pair) for pair in PAIRS])
 def test_every_pair(
     source: str, target: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -120,10 +127,13 @@ def test_every_pair(
     with Engine.open(root) as engine:
         after = look(engine, changed)
         assert after[1] == before[1]
-        if "fuse-overlayfs" not in (source, target):  # there, what is one file depends on who was looked up first
+        found_after = engine.containers.diff(changed.id)
+        if "fuse-overlayfs" in (source, target):  # there, what is one file depends on who was looked up first
+            found_after, told = without_other_name(found_after), without_other_name(told)
+        else:
             assert after[0] == before[0]
             assert look(engine, plain) == plainly
-        assert engine.containers.diff(changed.id) == told
+        assert found_after == told
         assert engine.containers.diff(plain.id) == []
         assert engine.system.migrate(source, target) == Migrated((), ())
         for container in (changed, plain):

@@ -12,7 +12,9 @@ from tests.kernels.launcher import find_kernel, run_tests
 
 # driver -> the tests that show it, and how long they may take
 SELECTIONS = {
-    "devicemapper": (("tests/conformance/test_devicemapper.py",), 900),
+    "devicemapper": (
+        ("tests/conformance/test_devicemapper.py", "tests/conformance/test_migrate.py::test_every_pair"), 900,
+    ),
     "overlay2 with project quotas": (("tests/conformance/test_quota.py", "tests/conformance/test_backing.py"), 600),
     "aufs": (("tests/conformance/test_aufs.py::TestAufs",), 900),
 }
