@@ -29,7 +29,7 @@ from pylayers.errors import (
 from pylayers.image.unpack import UNPACKING, has_snapshot, unpack_layers
 from pylayers.record import record as make_record
 from pylayers.record import replace
-from pylayers.snapshot.carry import carry_changes, flush
+from pylayers.snapshot.carry import carry_changes, find_name, flush
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.select import check_name, has_data, mark_migration, migration_target, open_driver, require_driver
 from pylayers.snapshot.snapshotter import SnapshotKind, Snapshotter
@@ -106,6 +106,8 @@ class _Migration:
         for spec in specs:
             if spec.size_limit_bytes and spec.driver == self._old.name:
                 self._check_limit(spec)
+            if spec.driver == self._old.name and has_snapshot(self._old, spec.snapshot_key or spec.id):
+                self._check_names(spec.snapshot_key or spec.id, f"container {spec.name}")
         self._make_images()
         moved = [spec.id for spec in specs if self._move(spec)]
         for name in reversed([found.name for found in self._old.walk()]):
@@ -172,6 +174,23 @@ class _Migration:
         finally:
             self._new.remove(key)
 
+    def _check_names(self, key: str, what: str) -> None:
+        """Refuse file names that the new driver would take for its own marks, before anything moves."""
+        prefix = self._new.reserved_prefix
+        if not prefix:
+            return
+        changes = self._old.changes(key)
+        try:
+            found = find_name(changes, prefix)
+        finally:
+            changes.close()
+        if found is not None:
+            raise Unsupported(
+                f"{what} has the file {os.fsdecode(found)!r}, and storage driver {self._new.name} cannot keep names "
+                f"that begin with {os.fsdecode(prefix)!r}: they are its marks",
+                hint="rename or remove the file, or choose another driver",
+            )
+
     def _carry(self, old_key: str, new_key: str, parent: str | None, limit_bytes: int = 0) -> None:
         """Make new_key over parent in the new driver, with the changes that old_key has in the old one, on disk."""
         self._new.prepare(new_key, parent)
@@ -199,6 +218,7 @@ class _Migration:
             parent = self._old.stat(name).parent
             if parent is not None:
                 self._make_committed(parent)
+            self._check_names(name, f"image snapshot {name}")
             key = f"{UNPACKING}{name.rpartition(':')[2]}"
             self._carry(name, key, parent)
             self._new.commit(name, key)

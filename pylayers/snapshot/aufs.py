@@ -7,6 +7,7 @@ found by the directory `<id>` that was being made or removed.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -16,35 +17,46 @@ from pathlib import Path
 
 from pylayers._native import walk
 from pylayers.errors import DriverError, PylayersError, Unsupported
-from pylayers.snapshot.aufsmount import TYPE, is_branch, read_branch_limit
+from pylayers.snapshot.aufsmount import SEPARATORS, TYPE, is_branch, read_branch_limit
 from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
 from pylayers.snapshot.mount import mounted
-from pylayers.snapshot.namedmark import OPAQUE, NamedStack, convert_names, spell_names, spell_overlay
+from pylayers.snapshot.namedmark import OPAQUE, PREFIX, NamedStack, convert_names, spell_names, spell_overlay
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.snapshot.upper import find_upper_changes
 from pylayers.store.layer import Layer
 
 FOLDERS = ("diff", "layers", "mnt")
+APPLYING = "applying"
 # dirperm1: a lower directory's mode doesn't count once the upper has its own; dio: direct I/O is passed on.
-OPTIONS = ("dio", "dirperm1", "xino=/dev/shm/aufs.xino")
+OPTIONS = ("dio", "dirperm1")
 
 
 class Driver(StackSnapshotter):
     """Keep snapshots as aufs branches. Needs a kernel with aufs."""
 
     name = "aufs"
+    reserved_prefix = PREFIX
     limit = DefaultSnapshotter.limit  # a branch is a single directory without one of its own around it
 
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
         place = Path(os.path.abspath(root))
+        for character in SEPARATORS:
+            if character in str(place):
+                raise Unsupported(
+                    f"aufs cannot use {place}: {character!r} would end a branch's name in its mount options",
+                    hint="choose another data root with --root, or another driver with --driver",
+                )
         with translated(f"open the snapshots in {place}"):
             for folder in FOLDERS:
                 (place / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         DefaultSnapshotter.__init__(self, place)
+        for record in self.catalog.walk():
+            if record.kind is SnapshotKind.ACTIVE:
+                self._end_applying(record)
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
@@ -80,6 +92,8 @@ class Driver(StackSnapshotter):
         return self.root / "diff" / record.id
 
     def _mounts(self, record: Record) -> list[Mount]:
+        if record.kind is SnapshotKind.ACTIVE:
+            self._end_applying(record)
         lowers = tuple(map(str, self._lowers(record)))
         view = record.kind is SnapshotKind.VIEW
         own = str(self._content(record))
@@ -96,8 +110,9 @@ class Driver(StackSnapshotter):
 
     def apply(self, key: str, layer: Layer) -> None:
         """Unpack a layer straight into the branch of an active snapshot; nothing is mounted."""
-        diff = os.fsencode(self._content(self._active(key)))
-        with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
+        record = self._active(key)
+        diff = os.fsencode(self._content(record))
+        with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"), self._applying(record):
             spell_overlay(diff)
             try:
                 super().apply(key, layer)
@@ -108,6 +123,7 @@ class Driver(StackSnapshotter):
         """Return the changes of an active or committed snapshot, by walking only its branch."""
         record = self._changeable(key)
         with translated(f"find the changes of snapshot {key!r}"):
+            self._end_applying(record)
             descriptor = os.open(self._content(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 records, heap = walk.walk(descriptor, xattrs=True)
@@ -118,7 +134,41 @@ class Driver(StackSnapshotter):
                 os.close(descriptor)
                 raise
 
+    def commit(self, name: str, key: str) -> None:
+        """Turn active snapshot key into committed snapshot name. Raises Conflict while it is mounted."""
+        with translated(f"commit snapshot {key!r}"):
+            self._end_applying(self.catalog.get(key))
+        super().commit(name, key)
+
     # -- inside ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _applying(self, record: Record) -> Iterator[None]:
+        """Note, under a lock that dies with the process, that a branch's marks are overlayfs's for a while."""
+        note = self.catalog.directory(record) / APPLYING
+        descriptor = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+            note.unlink()
+        finally:
+            os.close(descriptor)
+
+    def _end_applying(self, record: Record) -> None:
+        """Spell the marks that a killed `apply` left in overlayfs's way; one that is at work is left alone."""
+        note = self.catalog.directory(record) / APPLYING
+        try:
+            descriptor = os.open(note, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            spell_names(os.fsencode(self._content(record)))
+            note.unlink(missing_ok=True)
+        except BlockingIOError:
+            return
+        finally:
+            os.close(descriptor)
 
     def _branch_limit(self) -> int:
         return read_branch_limit()

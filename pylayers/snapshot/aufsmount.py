@@ -17,6 +17,8 @@ from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.mountpoint import read_mount_table, unescape
 
 TYPE = "aufs"
+SEPARATORS = ":,"
+XINO_FOLDER = "/dev/shm"  # noqa: S108 - docker's: a file system that aufs can write to, and no disk
 LONGEST_OPTIONS_BYTES = 4000  # of a page of 4096
 MODULE = Path("/sys/fs/aufs")
 LOWEST_LIMIT = 127
@@ -28,9 +30,11 @@ def mount_branches(one: Mount, target: Path) -> None:
     branches = [f"{one.upper}=rw"] if one.upper else []
     branches += [f"{lower}=ro+wh" for lower in one.lowers]
     for branch in branches:
-        if ":" in branch or "," in branch:
+        if any(character in branch for character in SEPARATORS):
             raise OSError(errno.EINVAL, "aufs cannot use a path with ':' or ','", branch)
-    tail = ",".join(one.options)
+    # aufs makes the file of inode numbers, which must not be there yet, and drops its name at once: under one name for
+    # all, two mounts at a moment would fail one of them, and a crash between the two steps every later one.
+    tail = ",".join((*one.options, f"xino={XINO_FOLDER}/pylayers-{os.urandom(8).hex()}.xino"))
     first, rest = fill_option(branches, LONGEST_OPTIONS_BYTES - len(tail) - 1)
     flags = sysmount.MS_RDONLY if one.readonly else 0
     place = os.fsencode(target)

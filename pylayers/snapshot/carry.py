@@ -90,6 +90,18 @@ def _carry_data(table: EntryTable, entry: Entry, source_fd: int, source_path: by
         os.close(source)
 
 
+def find_name(changes: Changes, prefix: bytes) -> bytes | None:
+    """Return the first path that makes something with a prefix in one of its names; None for none."""
+    if prefix not in changes.heap:
+        return None
+    table = EntryTable(changes.records, changes.heap)
+    for entry in table:
+        path = table.path(entry)
+        if not entry.flags & FLAG_WHITEOUT and any(part.startswith(prefix) for part in path.split(b"/")):
+            return path
+    return None
+
+
 def flush(top: Path) -> None:
     """Write the file system of a directory to disk (syncfs(2)); an overlay writes its upper's. Raises OSError."""
     import ctypes

@@ -37,6 +37,7 @@ class DefaultSnapshotter:
     """Implement the Snapshotter protocol over three hooks; the base of the drivers, not one itself."""
 
     name = ""
+    reserved_prefix = b""
 
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""

@@ -20,7 +20,7 @@ from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import translated
 from pylayers.snapshot.fusemount import PROGRAM, TYPE, find_program, is_served
 from pylayers.snapshot.mount import mounted
-from pylayers.snapshot.namedmark import convert_names
+from pylayers.snapshot.namedmark import PREFIX, convert_names
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.snapshot.upper import find_upper_changes
@@ -32,6 +32,7 @@ class Driver(StackSnapshotter):
     """Keep snapshots as overlay layers that the fuse-overlayfs program shows."""
 
     name = "fuse-overlayfs"
+    reserved_prefix = PREFIX
 
     def _mounts(self, record: Record) -> list[Mount]:
         mounts = super()._mounts(record)

@@ -83,36 +83,39 @@ def convert_names(records: bytearray, heap: bytearray) -> bytearray:
 
 
 def spell_names(top: bytes) -> None:
-    """Replace overlayfs's marks in a directory tree by names. Raises OSError."""
+    """Replace overlayfs's marks in a directory tree by names; may be killed and done again. Raises OSError."""
     for directory, _, files in os.walk(top):
         kept = os.lstat(directory)
         if has_overlay_mark(directory):
-            os.removexattr(directory, OVERLAY_OPAQUE)
             _make_mark(directory + b"/" + OPAQUE)
+            os.removexattr(directory, OVERLAY_OPAQUE)
         for name in files:
             path = directory + b"/" + name
             seen = os.lstat(path)
             if is_whiteout(seen.st_mode, os.major(seen.st_rdev), os.minor(seen.st_rdev)):
-                os.unlink(path)
                 _make_mark(directory + b"/" + PREFIX + name)
+                os.unlink(path)
         os.utime(directory, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
 
 def spell_overlay(top: bytes) -> None:
-    """Replace marks by name in a directory tree by overlayfs's, so that a layer can be unpacked over them."""
+    """Replace marks by name in a directory tree by overlayfs's, so that a layer can be unpacked over them.
+
+    Each new mark is made before the old one goes: killed at any moment, spell_names puts all of them back.
+    """
     for directory, names, files in os.walk(top):
         kept = os.lstat(directory)
         for name in files:
             if name == OPAQUE:
-                os.unlink(directory + b"/" + name)
                 os.setxattr(directory, OVERLAY_OPAQUE, b"y")
-            elif name.startswith(PREFIX) and not name.startswith(OWN_PREFIX):
                 os.unlink(directory + b"/" + name)
+            elif name.startswith(PREFIX) and not name.startswith(OWN_PREFIX):
                 hidden = directory + b"/" + name[len(PREFIX) :]
                 if name[len(PREFIX) :] in names:
                     os.setxattr(hidden, OVERLAY_OPAQUE, b"y")
                 elif not os.path.lexists(hidden):
                     os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0))
+                os.unlink(directory + b"/" + name)
         os.utime(directory, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
 

@@ -77,6 +77,7 @@ class Snapshotter(Protocol):
     """Keep snapshots; every method raises NotFound, AlreadyExists, Conflict or DriverError as named below."""
 
     name: str
+    reserved_prefix: bytes  # names that begin so are the driver's marks, and no file can have one; b"": none
 
     def stat(self, key: str) -> SnapshotStat:
         """Describe a snapshot. Raises NotFound."""

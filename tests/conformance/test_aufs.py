@@ -6,9 +6,14 @@ is tried with the driver's own layout on every machine.
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import shutil
 import stat
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,11 +23,14 @@ from pylayers.errors import DriverError, Unsupported
 from pylayers.record import replace
 from pylayers.snapshot import aufs, aufsmount, fusemount, fuseoverlayfs
 from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.namedmark import convert_names
 from pylayers.snapshot.snapshotter import Mount, SnapshotKind, Snapshotter
+from pylayers.store.layer import Layer
+from tests.conformance import crash_suite
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
-from tests.conformance.stage import Stage, write
+from tests.conformance.stage import Stage, scanned, write
 
 HAS_AUFS = aufsmount.TYPE in Path("/proc/filesystems").read_text().split()
 
@@ -33,6 +41,21 @@ class TestAufs(CrashSuite, ForeignSuite):
 
     def open_driver(self, root: Path) -> Snapshotter:
         return aufs.Driver(root)
+
+    def test_mounts_at_once(self, stage: Stage) -> None:
+        """Each has a file of inode numbers of its own, whose name is gone when the mount is there."""
+        stage.make("base", None, lambda top: write(top, "file"))
+        for number in range(8):
+            stage.driver.prepare(f"k{number}", "base")
+
+        def use(number: int) -> bytes:
+            with mounted(stage.driver.mounts(f"k{number}"), stage.scratch) as top:
+                return (top / "file").read_bytes()
+
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(20):
+                assert list(pool.map(use, range(8))) == [b"x"] * 8
+        assert list(Path(aufsmount.XINO_FOLDER).glob("pylayers-*.xino")) == []
 
 
 class BranchDriver(aufs.Driver):
@@ -141,6 +164,119 @@ class TestBranches(CrashSuite, ForeignSuite):
         (root / "layers" / os.readlink(root / "by-name/k")[3:]).unlink()
         with pytest.raises(DriverError, match="list of parents"):
             stage.driver.mounts("k")
+
+
+GOLDEN = Path(__file__).parents[1] / "corpus" / "golden" / "aufs.json"
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for marks and owners")
+MARKS = (
+    (".wh.a", b""), ("d", None), ("d/.wh.b", b""), ("n/.wh.deep", b""), ("o", None), ("o/.wh..wh..opq", b""),
+    ("o/z", b"z"), ("x", b"instead of a directory"),
+)  # fmt: skip
+
+
+def make_layer(path: Path, *members: tuple[str, bytes | None]) -> Layer:
+    """Write a tar that is the same on every machine, and scan it."""
+    with tarfile.open(path, "w") as out:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.mtime, member.size = 1_000_000_000, len(content or b"")
+            member.type, member.mode = (tarfile.DIRTYPE, 0o711) if content is None else (tarfile.REGTYPE, 0o640)
+            out.addfile(member, io.BytesIO(content or b""))
+    return scanned(path)
+
+
+def fill_root(root: Path, scratch: Path) -> aufs.Driver:
+    """Make two committed layers and an active snapshot with marks, without a mount."""
+    below = make_layer(scratch / "below.tar", *((name, b"below") for name in ("a", "d/b", "n/deep", "o/y", "x/in")))
+    driver = aufs.Driver(root)
+    for name, parent, layer in (("base", None, below), ("top", "base", make_layer(scratch / "top.tar", *MARKS))):
+        driver.prepare("k", parent)
+        driver.apply("k", layer)
+        driver.commit(name, "k")
+    driver.prepare("k", "top")
+    driver.apply("k", make_layer(scratch / "k.tar", ("a", b"again"), ("o/.wh.z", b"")))
+    return driver
+
+
+def describe_root(root: Path) -> dict[str, object]:
+    """List what lies in the driver's folder, the random ids replaced by their names."""
+    identities = {os.readlink(one)[3:]: one.name for one in (root / "by-name").iterdir()}
+
+    def plain(text: str) -> str:
+        for identity, name in identities.items():
+            text = text.replace(identity, f"<{name}>")
+        return re.sub(r'("(?:created|settled)_ns": )\d+', r"\g<1>0", text)
+
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*")):
+        seen = path.lstat()
+        entry: list[object] = [stat.filemode(seen.st_mode)]
+        if stat.S_ISREG(seen.st_mode):
+            entry.append(plain(path.read_text()))
+        elif stat.S_ISLNK(seen.st_mode):
+            entry.append(plain(os.readlink(path)))
+        found[plain(str(path.relative_to(root)))] = entry + os.listxattr(path, follow_symlinks=False)
+    return {name: found[name] for name in sorted(found)}
+
+
+@AS_ROOT
+def test_layout_is_the_golden_one(tmp_path: Path) -> None:
+    """What is on disk stays readable by later versions: a change here is a change of the format."""
+    before = os.umask(0o022)
+    try:
+        fill_root(tmp_path / "root", tmp_path).close()
+    finally:
+        os.umask(before)
+    assert describe_root(tmp_path / "root") == json.loads(GOLDEN.read_text())
+
+
+@AS_ROOT
+def test_kills_inside_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks are spelt in overlayfs's way for a while; whoever opens the driver next puts them back."""
+    expected = describe_root(fill_root(tmp_path / "whole", tmp_path).root)
+    again = make_layer(tmp_path / "again.tar", ("late", b""), *MARKS)
+    killed = 0
+    for step in range(200):
+        root = tmp_path / f"root-{step}"
+        driver = fill_root(root, tmp_path)
+        child = os.fork()
+        if child == 0:
+            for name in ("setxattr", "removexattr", "mknod"):
+                monkeypatch.setattr(crash_suite, "STEPS", (*crash_suite.STEPS, name))
+            try:
+                crash_suite.count_down(step)
+                driver.apply("k", again)
+            finally:
+                os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        mounts = driver.mounts("k")  # a driver that was open all the time mends it, too
+        driver.close()
+        driver = aufs.Driver(root)
+        assert driver.mounts("k")[0].lowers == mounts[0].lowers
+        found = describe_root(root)
+        assert not any(len(entry) > 2 or entry[0].startswith("c") for entry in found.values())  # type: ignore[arg-type, index]
+        assert not any("applying" in name for name in found)
+        assert set(expected) - set(found) <= {"diff/<k>/a", "diff/<k>/o/.wh.z"}  # which the new layer deletes
+        assert {"diff/<k>/o/.wh.z", "diff/<k>/o/.wh..wh..opq"} & set(found)
+        driver.apply("k", again)
+        driver.close()
+        done = describe_root(root)
+        if status == 0:
+            break
+        killed += 1
+        shutil.rmtree(root)
+        if killed == 1:
+            first = done
+        assert done == first
+    assert killed > 5
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b"])
+def test_roots_that_mount_options_cannot_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Unsupported, match="would end a branch's name") as caught:
+        aufs.Driver(tmp_path / name / "aufs")
+    assert "--root" in (caught.value.hint or "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 61, 125])

@@ -298,6 +298,28 @@ def test_refusals_change_nothing(ground: Path, monkeypatch: pytest.MonkeyPatch) 
         assert look(engine, changed) == before
 
 
+def test_names_that_the_target_takes_for_marks(ground: Path) -> None:
+    """Said before anything moves: fuse-overlayfs and aufs would hide the file, and one more."""
+    root = ground / "root"
+    if not select.probe_driver(root, "fuse-overlayfs").probe.usable:
+        pytest.skip("fuse-overlayfs does not work here")
+    changed, _ = make_root(root, "vfs")
+    with Engine.open(root) as engine:
+        with mounted_root(engine, changed) as top:
+            (top / "opt" / ".wh.odd").mkdir()
+        before = look(engine, changed)
+        told = rf"container {changed.name} has the file 'opt/.wh.odd', and storage driver fuse-overlayfs cannot keep"
+        with pytest.raises(Unsupported, match=told):
+            engine.system.migrate("vfs", "fuse-overlayfs")
+    check_place(root, "vfs", changed)
+    with Engine.open(root) as engine:
+        assert look(engine, changed) == before
+        with mounted_root(engine, changed) as top:
+            (top / "opt" / ".wh.odd").rmdir()
+        engine.system.migrate("vfs", "fuse-overlayfs")
+    check_place(root, "fuse-overlayfs", changed)
+
+
 def test_another_drivers_container_is_named(ground: Path) -> None:
     """With two drivers' data, a wish decides; what it doesn't have is not taken for lost."""
     root = ground / "root"
