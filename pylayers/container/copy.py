@@ -6,15 +6,19 @@ import contextlib
 import errno
 import os
 import stat
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from pylayers._native import copyup, tarscan, unpack
 from pylayers.errors import IntegrityError, InvalidInput
 from pylayers.record import record
+from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
 from pylayers.volume.rootpath import locate, open_beneath
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Attributes that say something of the machine or the file system instead of the file.
+MACHINES_OWN = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.SGI_ACL_", "security.selinux")
 
 Owner = tuple[int, int]
 
@@ -168,6 +172,19 @@ def _copy_xattrs(descriptor: int, parent: int, name: str) -> None:
         os.close(made)
 
 
+def read_xattrs(path: Path) -> list[tuple[str, str]]:
+    """Read what a tar should have of a file's extended attributes; bytes that are no UTF-8 are surrogates."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return []
+    kept = [name for name in names if not name.startswith(MACHINES_OWN)]
+    values = (os.getxattr(path, name, follow_symlinks=False) for name in kept)
+    return [(name, value.decode("utf-8", "surrogateescape")) for name, value in zip(kept, values, strict=True)]
+
+
 def extract(tar_fd: int, size_bytes: int, directory_fd: int) -> None:
     """Unpack a plain tar below an open directory, replacing what is there. Raises IntegrityError, OSError."""
     import mmap
@@ -180,4 +197,9 @@ def extract(tar_fd: int, size_bytes: int, directory_fd: int) -> None:
         except tarscan.TarFormatError as error:
             message = f"malformed tar at byte {error.offset}: {error}"
             raise IntegrityError(message, offset=error.offset) from error
+    table = EntryTable(records, heap)
+    for entry in table:
+        if entry.flags & (FLAG_WHITEOUT | FLAG_OPAQUE):
+            path = os.fsdecode(table.path(entry))
+            raise InvalidInput(f"a member of the tar, whose name begins with .wh., would be a deletion of {path!r}")
     unpack.unpack(directory_fd, tar_fd, records, heap, unpack.WHITEOUT_APPLY)

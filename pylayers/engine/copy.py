@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from pylayers.container import copy
 from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked
-from pylayers.errors import InvalidInput, PermissionDenied, Unsupported, translate_os_error
+from pylayers.errors import InvalidInput, NotFound, PermissionDenied, Unsupported, translate_os_error
 from pylayers.snapshot.mount import mount, mounted, unmount
 from pylayers.snapshot.snapshotter import Mount, Snapshotter
 from pylayers.volume.rootpath import locate, open_beneath
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONTAINER_ROOT = (0, 0)
 PIECE_BYTES = 1 << 20
+XATTR_RECORD = "SCHILY.xattr."
 _OPEN_ROOT = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -36,7 +37,13 @@ def copy_from(
     """Copy a container's file or directory to the host, or as a tar to a stream."""
     try:
         with open_root(engine, directory, driver) as root_fd:
-            source = copy.find_source(root_fd, path, follow=follow)
+            try:
+                source = copy.find_source(root_fd, path, follow=follow)
+            except FileNotFoundError as error:
+                name = load_spec(directory).name
+                raise NotFound(
+                    f"could not find the file {path} in container {name}", hint=f"look with: pylayers diff {name}"
+                ) from error
             try:
                 if isinstance(target, (Path, str)):
                     owner = None if archive else (os.geteuid(), os.getegid())
@@ -161,9 +168,15 @@ def write_tar(engine: Engine, source: copy.Source, out: IO[bytes]) -> None:
     """Write a source as a tar, as docker cp does: its name first, "./" for a directory's content alone.
 
     It is copied beside first, by descriptors: a container that swaps directories for symlinks meanwhile leads nowhere.
+    Extended attributes are PAX records (SCHILY.xattr), as star, GNU tar and docker have them.
     """
     import shutil
     import tarfile
+
+    def keep_xattrs(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        found = {f"{XATTR_RECORD}{key}": value for key, value in copy.read_xattrs(top / member.name)}
+        member.pax_headers = {**member.pax_headers, **found}
+        return member
 
     scratch = engine.store.scratch("copy")
     scratch.mkdir(0o700)
@@ -174,8 +187,10 @@ def write_tar(engine: Engine, source: copy.Source, out: IO[bytes]) -> None:
             copy.copy_into(copy.Source(source.descriptor, name, False), copy.Target(into, name), None)
         finally:
             os.close(into)
+        alone = source.contents or not source.name
+        top = scratch / name if alone else scratch
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=PIECE_BYTES) as tar:
-            tar.add(scratch / name, "." if source.contents or not source.name else name)
+            tar.add(scratch / name, "." if alone else name, filter=keep_xattrs)
     finally:
         shutil.rmtree(scratch)
 

@@ -18,6 +18,7 @@ from cli_process import Cli
 from pylayers.engine import Engine
 from pylayers.errors import NotFound, PermissionDenied
 from pylayers.snapshot.mount import mount_points_below
+from tests.conformance.migration_stage import ACL, CAPABILITY
 
 pytestmark = [pytest.mark.root, needs_root]
 SETUP = (
@@ -186,6 +187,69 @@ def test_tar_both_ways(cli: Cli) -> None:
     cli("cp", "-", "c:/file", code=2, input=done.stdout)
     cli("cp", "-", "c:/nowhere", code=3, input=done.stdout)
     cli("cp", "-", "c:/empty", code=6, input=b"no tar" * 1000)
+
+
+def test_attributes_go_through_a_tar(cli: Cli) -> None:
+    """From a container to a tar and back into another place: capabilities, ACLs, any bytes; GNU tar reads them, too."""
+    tree = cli.directory / "tree"
+    tree.mkdir()
+    given = {
+        "user.plain": b"text", "user.any": b"\0\xff=\n", "user.none": b"", "user.long": b"x" * 3000,
+        "security.capability": CAPABILITY, "trusted.note": "gr\u00fc\u00df".encode(),
+        "system.posix_acl_access": ACL,
+    }  # fmt: skip
+    for path in (tree, tree / "f", tree / "odd name\n"):
+        if path != tree:
+            path.write_text("f")
+        for name, value in given.items():
+            if path.is_file() or name != "security.capability":
+                os.setxattr(path, name, value)
+    cli("cp", "-a", "tree", "c:/empty")
+
+    def take(*arguments: str) -> bytes:
+        command = cli.command("cp", *arguments, "-")
+        return subprocess.run(command, stdout=subprocess.PIPE, env=cli.environment, timeout=60, check=True).stdout
+
+    written = take("c:/empty/tree")
+    with tarfile.open(fileobj=io.BytesIO(written)) as tar:
+        records = tar.getmember("tree/f").pax_headers
+        assert {name for name in records if "xattr" in name} == {f"SCHILY.xattr.{name}" for name in given}
+        assert records["SCHILY.xattr.trusted.note"] == "gr\u00fc\u00df"
+    cli("cp", "-", "c:/vol", input=written)
+    cli("cp", "-", "c:/data", input=take("c:/empty/tree/."))
+    cli("cp", "-", "c:/data/sub", input=take("c:/empty/tree/f"))
+    cli("cp", "-a", "c:/vol/tree", "back")
+    cli("cp", "-a", "c:/data", "spread")
+    back, spread = cli.directory / "back", cli.directory / "spread"
+    for path in (back, back / "f", back / "odd name\n", spread / "f", spread / "odd name\n", spread / "sub" / "f"):
+        wanted = {name for name in given if path.is_file() or name != "security.capability"}
+        assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == {name: given[name] for name in wanted}
+    (cli.directory / "gnu").mkdir()
+    command = ["tar", "--xattrs", "--xattrs-include=user.*", "-xf", "-"]
+    subprocess.run(command, input=written, cwd=cli.directory / "gnu", check=True)
+    for name in ("user.plain", "user.any", "user.long"):
+        assert os.getxattr(cli.directory / "gnu" / "tree" / "f", name) == given[name]
+
+
+def test_members_that_would_delete(cli: Cli) -> None:
+    for name in ("data/.wh.a", "data/.wh..wh..opq"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo(name))
+        assert ".wh." in cli("cp", "-", "c:/", code=2, input=buffer.getvalue()).stderr
+    cli("cp", "c:/data/a", "still-there")
+
+
+def test_failures_say_what_docker_says(cli: Cli) -> None:
+    """The words are docker's; the codes are this project's, in place of docker's 1 for all."""
+    for arguments, code, words in (
+        (("nope:/a", "x"), 3, "no such container: nope"),
+        (("c:/nope/a", "x"), 3, "could not find the file /nope/a in container c"),
+        (("c:/a", "c:/b"), 2, "copying between containers is not supported"),
+        (("a", "b"), 2, "must be CONTAINER:PATH"),
+        (("c:/data/a", "nope/x"), 3, "no such directory"),
+    ):
+        assert words in cli("cp", *arguments, code=code).stderr
 
 
 def test_wrong_command_lines(cli: Cli) -> None:
