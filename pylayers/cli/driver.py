@@ -26,7 +26,6 @@ def describe(row: DriverRow) -> dict[str, Any]:
         "Usable": row.status.probe.usable,
         "HasData": row.status.has_data,
         "Reason": row.status.probe.reason,
-        "Implemented": row.status.implemented,
     }
 
 

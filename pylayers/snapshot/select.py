@@ -13,12 +13,11 @@ from typing import Protocol, cast
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
 from pylayers.record import record
-from pylayers.snapshot.backing import find_file_system, refuse_backing
+from pylayers.snapshot.backing import refuse_backing
 from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
 from pylayers.store.mountpoint import detach_below
 
-DRIVER_ORDER = ("erofs", "overlay2", "fuse-overlayfs", "btrfs", "zfs", "aufs", "overlay", "devicemapper", "vfs")
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
 MIGRATION_FILE = "migrating"
 TRIED_FILE = "tried"
@@ -31,7 +30,6 @@ class DriverStatus:
 
     name: str
     probe: Probe
-    implemented: bool
     has_data: bool
 
 
@@ -45,7 +43,7 @@ class Implementation(Protocol):
         """Do the real thing in a scratch directory and tell whether it worked; nothing is left behind."""
 
 
-# Loaded when first asked for, as most processes need only one.
+# In the order of preference. Loaded when first asked for, as most processes need only one.
 MODULES = {
     "erofs": "pylayers.snapshot.erofs",
     "overlay2": "pylayers.snapshot.overlay2",
@@ -57,15 +55,16 @@ MODULES = {
     "devicemapper": "pylayers.snapshot.devicemapper",
     "vfs": "pylayers.snapshot.vfs",
 }
+DRIVER_ORDER = tuple(MODULES)
 
 
 def load_implementation(name: str) -> Implementation:
-    """Import a driver's module. Raises KeyError for one that this version doesn't have."""
+    """Import a driver's module. Raises KeyError for an unknown name."""
     return cast("Implementation", importlib.import_module(MODULES[name]))
 
 
 def list_drivers(root: Path) -> list[DriverStatus]:
-    """Probe every driver of the design on a data root, in the order of preference. Takes some milliseconds."""
+    """Probe every driver on a data root, in the order of preference. Takes some milliseconds."""
     with _probe_directory(root) as scratch:
         return [_status(root, name, scratch) for name in DRIVER_ORDER]
 
@@ -78,7 +77,7 @@ def probe_driver(root: Path, name: str) -> DriverStatus:
 
 
 def check_name(name: str) -> str:
-    """Return a driver's name. Raises InvalidInput for one that the design doesn't have."""
+    """Return a driver's name. Raises InvalidInput for an unknown one."""
     if name not in DRIVER_ORDER:
         raise InvalidInput(f"there is no storage driver {name!r}", hint=f"choose from: {', '.join(DRIVER_ORDER)}")
     return name
@@ -168,16 +167,15 @@ def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
 
 
 def open_driver(root: Path, name: str) -> Snapshotter:
-    """Open a driver of this version at <root>/<driver>, whatever else is there."""
+    """Open a driver at <root>/<driver>, whatever else is there."""
     return load_implementation(name).Driver(root / name)
 
 
 def has_data(root: Path, name: str) -> bool:
-    """Tell whether a driver's directory holds snapshots (for a driver this version lacks: anything)."""
-    implemented = name in MODULES
+    """Tell whether a driver's directory holds snapshots."""
     try:
-        with os.scandir(root / name / "by-name" if implemented else root / name) as entries:
-            return any(not implemented or os.path.exists(f"{entry.path}/{RECORD_FILE}") for entry in entries)
+        with os.scandir(root / name / "by-name") as entries:
+            return any(os.path.exists(f"{entry.path}/{RECORD_FILE}") for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -216,38 +214,14 @@ def require_driver(root: Path, name: str, why: str) -> None:
 
 
 def _status(root: Path, name: str, scratch: Path) -> DriverStatus:
-    stranger = explain_version(root / name) if name in MODULES else ""
+    stranger = explain_version(root / name)
     found = Probe(False, stranger) if stranger else _probe(name, scratch)
-    return DriverStatus(name, found, name in MODULES, has_data(root, name))
+    return DriverStatus(name, found, has_data(root, name))
 
 
 def _probe(name: str, scratch: Path) -> Probe:
-    if name in MODULES:
-        refused = refuse_backing(name, scratch)
-        return Probe(False, refused) if refused else load_implementation(name).probe(scratch)
-    missing = "; ".join(_missing(name, scratch))
-    here = f"; this machine also lacks what it would need: {missing}" if missing else ""
-    return Probe(False, f"not in this version of pylayers{here}")
-
-
-def _missing(name: str, scratch: Path) -> Iterator[str]:
-    """Name what a driver that isn't written yet would need and does not find here."""
-    file_systems = Path("/proc/filesystems").read_text().split()
-    wanted = {"erofs": "erofs", "btrfs": "btrfs", "aufs": "aufs", "overlay": "overlay"}.get(name)
-    if wanted and wanted not in file_systems:
-        yield f"the running kernel has no {wanted} (or its module is not loaded)"
-    if name == "btrfs" and find_file_system(scratch) != "btrfs":
-        yield f"the data root is on {find_file_system(scratch)}, not on btrfs"
-    if name == "fuse-overlayfs":
-        if shutil.which("fuse-overlayfs") is None:
-            yield "no fuse-overlayfs program on the PATH"
-        if not Path("/dev/fuse").exists():
-            yield "no /dev/fuse"
-    if name == "devicemapper":
-        if shutil.which("dmsetup") is None:
-            yield "no dmsetup program on the PATH"
-        if not Path("/dev/mapper/control").exists():
-            yield "no /dev/mapper/control"
+    refused = refuse_backing(name, scratch)
+    return Probe(False, refused) if refused else load_implementation(name).probe(scratch)
 
 
 @contextmanager
