@@ -26,10 +26,11 @@ from pylayers.errors import (
     Unsupported,
     translate_os_error,
 )
-from pylayers.image.unpack import UNPACKING, has_snapshot, unpack_layers
+from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.record import record as make_record
 from pylayers.record import replace
 from pylayers.snapshot.carry import carry_changes, find_name, flush
+from pylayers.snapshot.catalog import UNPACKING
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.select import check_name, has_data, mark_migration, migration_target, open_driver, require_driver
 from pylayers.snapshot.snapshotter import SnapshotKind, Snapshotter

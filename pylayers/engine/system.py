@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import Conflict, NotFound, PylayersError
-from pylayers.image.unpack import UNPACKING, has_snapshot
+from pylayers.image.unpack import has_snapshot
 from pylayers.oci.chain import chain_ids
 from pylayers.record import record as make_record
+from pylayers.snapshot.catalog import UNPACKING
 from pylayers.volume.volumes import disk_bytes
 
 if TYPE_CHECKING:

@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 
 from pylayers.errors import AlreadyExists, NotFound
 from pylayers.oci.chain import chain_id
+from pylayers.snapshot.catalog import UNPACKING
 from pylayers.snapshot.snapshotter import Snapshotter
 from pylayers.store.layer import Layer
-
-UNPACKING = "unpack-"  # how the keys of half-made unpackings begin
 
 
 def unpack_layers(driver: Snapshotter, diff_ids: Sequence[str], open_layer: Callable[[str], Layer]) -> str | None:
     """Return the name (chain id) of the snapshot with all layers applied; None for no layers.
 
     Two processes may unpack one chain at a time: both work on keys of their own and the second to commit drops its
-    copy. A crash leaves an uncommitted key, which the driver drops on open.
+    copy. A crash leaves an uncommitted key, which goes when the driver is opened next.
     """
     present = len(diff_ids)
     while present and not has_snapshot(driver, chain_id(diff_ids[:present])):

@@ -39,6 +39,7 @@ REMOVING = ".removing-"
 PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:@+=,")
 LONGEST_NAME_BYTES = 4096
 RECORD_FILE = "snapshot.json"
+UNPACKING = "unpack-"  # how the keys of snapshots begin that are of no use to anybody but their maker
 VERSION_FILE = "version"
 FORMAT_VERSION = 1  # of the driver's folder; raised when an older pylayers would misread it
 CLOCK_REALTIME_COARSE = 5  # the clock of file timestamps: never ahead of the next ctime (linux/time.h)
@@ -85,6 +86,8 @@ class Catalog:
         self.root = root
         self._discard = discard
         self._closed = False
+        self._held: dict[str, int] = {}  # id -> the claim of what is being unpacked here
+        self._stale: list[str] = []
         stranger = explain_version(root)
         if stranger:
             raise Unsupported(stranger, hint="use the pylayers that wrote it, or choose another root with --root")
@@ -103,6 +106,8 @@ class Catalog:
     def close(self) -> None:
         """Refuse any further use."""
         self._closed = True
+        while self._held:
+            os.close(self._held.popitem()[1])
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -149,6 +154,10 @@ class Catalog:
             ordered.update((record.id, record) for record in reversed(pending))
         return list(ordered.values())
 
+    def stale(self) -> list[str]:
+        """Name what killed processes were unpacking when this catalog was opened."""
+        return list(self._stale)
+
     # -- changing ----------------------------------------------------------------------------------------------
 
     def create(
@@ -181,6 +190,8 @@ class Catalog:
                 self._point(name, identity)
                 os.rename(hidden, self.root / identity)
                 _sync_directory(self.root)
+            if name.startswith(UNPACKING):
+                self._held[identity] = os.dup(claim)  # until it is committed or removed, or this process ends
         except BaseException:
             with suppress(OSError):
                 self._delete(hidden)
@@ -211,6 +222,8 @@ class Catalog:
             if name != key:
                 (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
             done(directory)
+        if record.id in self._held:
+            os.close(self._held.pop(record.id))
 
     def remove(self, key: str, ready: Callable[[Path, Record], None]) -> None:
         """Remove a snapshot. `ready(directory, record)` may refuse. Raises NotFound; Conflict when it has children."""
@@ -222,7 +235,11 @@ class Catalog:
                 raise Conflict(f"snapshot {key!r} is the parent of {child.name!r}")
             ready(directory, record)
             hidden = self.root / (REMOVING + record.id)
-            claim = _claim(directory)
+            claim = self._held.pop(record.id, -1)
+            try:
+                claim = claim if claim >= 0 else _claim(directory, wait=False)
+            except BlockingIOError:
+                raise Conflict(f"snapshot {key!r} is being unpacked by another process") from None
             try:
                 os.rename(directory, hidden)
                 (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
@@ -285,6 +302,13 @@ class Catalog:
         fresh.symlink_to(f"../{identity}")
         os.replace(fresh, path)
 
+    def _is_abandoned(self, record: Record) -> bool:
+        try:
+            os.close(_claim(self.directory(record), wait=False))
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        return record.kind is SnapshotKind.ACTIVE
+
     def _delete(self, directory: Path) -> None:
         """Delete a hidden directory; safe to repeat and to be interrupted."""
         if self._discard is not None:
@@ -305,6 +329,8 @@ class Catalog:
                 record = self._read(os.readlink(pointer.path)[3:])
                 if record is None or escape(record.name) != pointer.name:
                     os.unlink(pointer.path)
+                elif record.name.startswith(UNPACKING) and self._is_abandoned(record):
+                    self._stale.append(record.name)
             for identity in self._identities():
                 record = self._read(identity)
                 if record is not None and not (self.root / "by-name" / escape(record.name)).is_symlink():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pylayers._native import filehash, tardiff, walk
 from pylayers.diff.apply import apply_layer
-from pylayers.errors import Conflict, InvalidInput, Unsupported, translate_os_error
+from pylayers.errors import Conflict, InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
 from pylayers.snapshot.catalog import Catalog, Record
 from pylayers.snapshot.changeset import disk_usage, pack_changes
 from pylayers.snapshot.mount import is_mounted_from, mount, unmount
@@ -151,6 +151,18 @@ class DefaultSnapshotter:
             f"storage driver {self.name} cannot limit a container's size to {size_bytes} bytes",
             hint="use btrfs, zfs, devicemapper, or overlay2 on an xfs mounted with pquota",
         )
+
+    def sweep(self) -> None:
+        """Remove what killed processes were unpacking. What is still mounted is left to a later one."""
+        for name in self.catalog.stale():
+            try:
+                self.remove(name)
+            except NotFound:
+                continue  # another process was faster
+            except PylayersError as error:
+                import logging
+
+                logging.getLogger("pylayers.snapshot").warning("could not remove leftover %s: %s", name, error)
 
     def close(self) -> None:
         """Release descriptors. Mounts made by callers are theirs."""

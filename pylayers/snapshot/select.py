@@ -167,8 +167,10 @@ def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
 
 
 def open_driver(root: Path, name: str) -> Snapshotter:
-    """Open a driver at <root>/<driver>, whatever else is there."""
-    return load_implementation(name).Driver(root / name)
+    """Open a driver at <root>/<driver>, whatever else is there; what killed processes were unpacking goes."""
+    driver = load_implementation(name).Driver(root / name)
+    driver.sweep()
+    return driver
 
 
 def has_data(root: Path, name: str) -> bool:

@@ -125,6 +125,9 @@ class Snapshotter(Protocol):
         where the driver or its file system can't, InvalidInput for a limit that the driver can't keep.
         """
 
+    def sweep(self) -> None:
+        """Remove the keys beginning with catalog.UNPACKING whose makers were killed before this driver was opened."""
+
     def close(self) -> None:
         """Release descriptors and locks. Mounts made by callers are theirs."""
 

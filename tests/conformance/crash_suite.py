@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pylayers.errors import AlreadyExists, Conflict, NotFound, PylayersError
+from pylayers.snapshot.catalog import UNPACKING
+from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import SnapshotKind
 from tests.conformance.snapshotter_suite import SnapshotterSuite
 from tests.conformance.stage import Stage, digest_of, write
@@ -166,6 +168,44 @@ class CrashSuite(SnapshotterSuite):
         for descriptor in (*ready, *go):
             os.close(descriptor)
 
+    def test_what_killed_processes_were_unpacking_goes(self, stage: Stage) -> None:
+        """Not before they are gone, and what they held beside the snapshot's directory goes with it."""
+        stage.make("base", None, lambda top: write(top, "file"))
+        root = stage.scratch.parent / "root"
+        before = left_in(root)
+        ready = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                driver = self.open_driver(root)
+                with mounted(driver.prepare(f"{UNPACKING}x", "base"), stage.scratch) as top:
+                    write(top, "half")
+                os.write(ready[1], b".")
+                signal.pause()
+            finally:
+                os._exit(1)
+        assert os.read(ready[0], 1) == b"."
+        driver = self.reopen(stage)
+        driver.sweep()
+        assert {one.name for one in driver.walk()} == {"base", f"{UNPACKING}x"}
+        with pytest.raises(Conflict, match="another process"):
+            driver.remove(f"{UNPACKING}x")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        driver = self.reopen(stage)
+        driver.sweep()
+        assert {one.name for one in driver.walk()} == {"base"}
+        driver.close()
+        assert left_in(root) == before
+        driver = self.reopen(stage)
+        for name in ("committed", "removed"):  # the maker's own ways out
+            driver.prepare(f"{UNPACKING}{name}", "base")
+        driver.commit("done", f"{UNPACKING}committed")
+        driver.remove(f"{UNPACKING}removed")
+        driver.remove("done")
+        for descriptor in ready:
+            os.close(descriptor)
+
     def test_processes_at_once(self, stage: Stage) -> None:
         stage.make("base", None, lambda top: write(top, "file"))
         root = stage.scratch.parent / "root"
@@ -221,6 +261,11 @@ class CrashSuite(SnapshotterSuite):
         monkeypatch.undo()
         assert set(self.check_whole(stage)) == {"base"}
         stage.driver.prepare("a", "base")
+
+
+def left_in(root: Path) -> set[str]:
+    """List a driver's folder as far as what is in it can tell of a snapshot."""
+    return {os.path.join(above, name) for above, names, _ in os.walk(root) for name in names if len(name) == 32}
 
 
 def count_down(step: int) -> None:

@@ -16,10 +16,11 @@ import pytest
 from pylayers.engine import Engine
 from pylayers.engine.container import ContainerOptions
 from pylayers.errors import InvalidInput, PylayersError, RuntimeMissing, Unsupported
-from pylayers.snapshot import overlay2
+from pylayers.snapshot import erofs, overlay2
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.projectquota import CLAIMS, OWN, get_limit
 from pylayers.snapshot.select import probe_driver
+from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.store.mountpoint import mount_points_below
 from tests.conformance.conftest import image_directory
 from tests.conformance.migration_stage import import_base, mounted_root
@@ -84,12 +85,16 @@ def fill(path: Path, size_bytes: int) -> int:
     return written
 
 
-def project_of(driver: overlay2.Driver, key: str) -> int:
+def project_of(driver: StackSnapshotter, key: str) -> int:
     return int((driver.catalog.directory(driver.catalog.get(key)) / OWN).read_text())
 
 
-def make_driver(point: Path) -> overlay2.Driver:
-    driver = overlay2.Driver(point / "overlay2")
+# erofs's upper is overlay2's: what it limits needs no kernel with EROFS, which one with xfs quotas may lack.
+BOTH = pytest.mark.parametrize("kind", [overlay2.Driver, erofs.Driver], ids=["overlay2", "erofs"])
+
+
+def make_driver(point: Path, kind: type[StackSnapshotter] = overlay2.Driver) -> StackSnapshotter:
+    driver = kind(point / kind.name)
     try:
         driver.stat("base")
     except PylayersError:
@@ -100,8 +105,9 @@ def make_driver(point: Path) -> overlay2.Driver:
     return driver
 
 
-def test_writes_end_at_the_limit(volume: Volume) -> None:
-    driver = make_driver(volume.point)
+@BOTH
+def test_writes_end_at_the_limit(volume: Volume, kind: type[StackSnapshotter]) -> None:
+    driver = make_driver(volume.point, kind)
     for key in ("limited", "free"):
         driver.prepare(key, "base")
     driver.limit("limited", LIMIT_BYTES)
@@ -138,21 +144,23 @@ def test_each_snapshot_has_its_own_project(volume: Volume) -> None:
     driver.close()
 
 
-def test_limits_hold_after_a_reboot(volume: Volume) -> None:
-    driver = make_driver(volume.point)
+@BOTH
+def test_limits_hold_after_a_reboot(volume: Volume, kind: type[StackSnapshotter]) -> None:
+    driver = make_driver(volume.point, kind)
     driver.prepare("limited", "base")
     driver.limit("limited", LIMIT_BYTES)
     driver.close()
     volume.unmount()
     assert volume.mount("pquota")
-    driver = make_driver(volume.point)
+    driver = make_driver(volume.point, kind)
     with mounted(driver.mounts("limited")) as top:
         assert fill(top / "file", 3 * LIMIT_BYTES) <= LIMIT_BYTES
     driver.close()
 
 
-def test_what_was_there_before_counts(volume: Volume) -> None:
-    driver = make_driver(volume.point)
+@BOTH
+def test_what_was_there_before_counts(volume: Volume, kind: type[StackSnapshotter]) -> None:
+    driver = make_driver(volume.point, kind)
     driver.prepare("limited", "base")
     with mounted(driver.mounts("limited")) as top:
         (top / "d").mkdir()
@@ -182,11 +190,12 @@ def test_a_crash_leaves_no_limit_behind(volume: Volume) -> None:
     driver.close()
 
 
-def test_a_mount_without_quotas_says_what_to_do(tmp_path: Path) -> None:
+@BOTH
+def test_a_mount_without_quotas_says_what_to_do(tmp_path: Path, kind: type[StackSnapshotter]) -> None:
     with Volume(tmp_path) as plain:
         if not plain.mount("noquota"):
             pytest.skip(plain.said)
-        driver = make_driver(plain.point)
+        driver = make_driver(plain.point, kind)
         driver.prepare("a", "base")
         with pytest.raises(Unsupported, match="not mounted with project quotas") as caught:
             driver.limit("a", LIMIT_BYTES)
@@ -198,8 +207,9 @@ def test_a_mount_without_quotas_says_what_to_do(tmp_path: Path) -> None:
         driver.close()
 
 
-def test_other_file_systems_are_named(tmp_path: Path) -> None:
-    driver = overlay2.Driver(tmp_path / "overlay2")
+@BOTH
+def test_other_file_systems_are_named(tmp_path: Path, kind: type[StackSnapshotter]) -> None:
+    driver = kind(tmp_path / kind.name)
     driver.prepare("a", None)
     with pytest.raises(Unsupported, match=r"only on xfs with project quotas, and .* is on ") as caught:
         driver.limit("a", LIMIT_BYTES)

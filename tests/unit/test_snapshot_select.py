@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,22 @@ def test_data_from_before_versions_is_taken_over(tmp_path: Path) -> None:
     assert [one.name for one in driver.walk()] == ["a"]
     driver.close()
     assert (tmp_path / "vfs" / "version").read_text() == "1\n"
+
+
+def test_opening_drops_what_a_killed_process_was_unpacking(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            driver = select.open_snapshotter(tmp_path, "vfs")
+            driver.prepare("kept", None)
+            driver.prepare("unpack-1", None)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    driver = select.open_snapshotter(tmp_path)
+    assert [one.name for one in driver.walk()] == ["kept"]
+    driver.close()
 
 
 def test_a_wish_wins_or_fails_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
