@@ -23,7 +23,7 @@ from fileat cimport (
 )
 from layercheck cimport check_table, table_t
 from restore cimport XATTR_NAMES_BYTES, drop_xattrs, finish_named, finish_open, restore_t
-from spancopy cimport copier_t, copy_span, read_all, write_all
+from tarwindow cimport copy_from_tar, start_window, stop_window, window_t
 
 WHITEOUT_APPLY = 0
 WHITEOUT_OVERLAY = 1
@@ -37,8 +37,6 @@ cdef enum:
     MODE_USERXATTR = 2
     SKIP_OWNER = 1
     SKIP_DEVICES = 2
-    WINDOW_BYTES = 256 * 1024  # of the tar, read ahead for small files
-    SMALL_BYTES = 64 * 1024    # from here on the kernel copies
     BATCH_ROWS = 1024          # between two looks at signals
     NAME_BYTES = 256
     # What is left to do with a row's directory at the end:
@@ -62,9 +60,7 @@ cdef struct state_t:
     timespec* kept_times       # two per KEPT directory, in row order
     size_t kept_count
     size_t kept_capacity
-    copier_t copier            # its buffer is the window
-    uint64_t window_offset
-    uint64_t window_length
+    window_t window
     uint64_t written_bytes
     restore_t restore
 
@@ -102,38 +98,9 @@ cdef void leave(state_t* state) noexcept nogil:
     state.parent_fd = -1
 
 
-cdef int fill_window(state_t* state, uint64_t offset, uint64_t size) noexcept nogil:
-    """Have a small file's data in the window, with what follows it when the tar is being read in order."""
-    cdef uint64_t end = state.window_offset + state.window_length, want = size
-    cdef int failure
-    if offset >= state.window_offset and offset + size <= end:
-        return 0
-    if state.window_offset <= offset <= end + SMALL_BYTES:
-        want = state.table.tar_bytes - offset
-        if want > WINDOW_BYTES:
-            want = WINDOW_BYTES
-    state.window_length = 0
-    failure = read_all(state.tar_fd, state.copier.buffer, want, offset)
-    if failure == 0:
-        state.window_offset = offset
-        state.window_length = want
-    return failure
-
-
 cdef int put_span(state_t* state, int fd, uint64_t from_offset, uint64_t to_offset, uint64_t size) noexcept nogil:
-    cdef int failure
     state.written_bytes += size
-    if size >= SMALL_BYTES:
-        if state.copier.by_hand:
-            state.window_length = 0  # the copy goes through the same buffer
-        failure = copy_span(&state.copier, state.tar_fd, from_offset, fd, to_offset, size)
-        if state.copier.by_hand:
-            state.window_length = 0
-        return failure
-    failure = fill_window(state, from_offset, size)
-    if failure:
-        return failure
-    return write_all(fd, state.copier.buffer + (from_offset - state.window_offset), size, to_offset)
+    return copy_from_tar(&state.window, fd, from_offset, to_offset, size)
 
 
 cdef int put_data(state_t* state, const entry_t* row, int fd) noexcept nogil:
@@ -376,9 +343,9 @@ cdef int start(state_t* state) except -1:
         raise ValueError(f"row {bad}: {wrong.decode()}")
     state.to_do = <uint8_t*>calloc(state.table.count + 1, 1)
     state.restore.xattr_names = <char*>malloc(XATTR_NAMES_BYTES)
-    state.copier.buffer = <uint8_t*>malloc(WINDOW_BYTES)
-    state.copier.capacity = WINDOW_BYTES
-    if state.to_do == NULL or state.restore.xattr_names == NULL or state.copier.buffer == NULL:
+    if state.to_do == NULL or state.restore.xattr_names == NULL:
+        raise MemoryError
+    if start_window(&state.window, state.tar_fd, state.table.tar_bytes) != 0:
         raise MemoryError
     return 0
 
@@ -390,9 +357,10 @@ def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::
     component by component on older kernels). Replaces what is in the way (a directory over a directory keeps its
     content and takes the new metadata, IMPLICIT rows change nothing of a directory that exists). Sets owner, mode,
     xattrs, capabilities, then times (directories last). Hard links are linked, devices made, sparse files keep their
-    holes, data goes by copy_file_range (reflink where possible). In an overlay upper, overlayfs's own xattr names are
-    escaped. flags: NO_OWNER, NO_DEVICES. Releases the GIL. Raises OSError with filename (what was made so far
-    stays), ValueError for a table that is not a layer's. Needs /proc for xattrs of what cannot be opened.
+    holes. Large files share the tar's blocks where the file system can, else their data is written past the page cache,
+    where it can (docs/decisions/0009). In an overlay upper, overlayfs's own xattr names are escaped. flags: NO_OWNER,
+    NO_DEVICES. Releases the GIL. Raises OSError with filename (what was made so far stays), ValueError for a table that
+    is not a layer's. Needs /proc for xattrs of what cannot be opened.
     """
     cdef state_t state
     cdef Py_ssize_t at = 0, end, failed = -1
@@ -436,4 +404,4 @@ def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::
         free(state.to_do)
         free(state.kept_times)
         free(state.restore.xattr_names)
-        free(state.copier.buffer)
+        stop_window(&state.window)

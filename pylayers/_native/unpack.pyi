@@ -14,7 +14,8 @@ def unpack(root_fd: int, tar_fd: int, records: _Buffer, heap: _Buffer, whiteouts
     component by component on older kernels). Replaces what is in the way (a directory over a directory keeps its
     content and takes the new metadata, IMPLICIT rows change nothing of a directory that exists). Sets owner, mode,
     xattrs, capabilities, then times (directories last). Hard links are linked, devices made, sparse files keep their
-    holes, data goes by copy_file_range (reflink where possible). In an overlay upper, overlayfs's own xattr names are
-    escaped. flags: NO_OWNER, NO_DEVICES. Releases the GIL. Raises OSError with filename (what was made so far
-    stays), ValueError for a table that is not a layer's. Needs /proc for xattrs of what cannot be opened.
+    holes. Large files share the tar's blocks where the file system can, else their data is written past the page cache,
+    where it can (docs/decisions/0009). In an overlay upper, overlayfs's own xattr names are escaped. flags: NO_OWNER,
+    NO_DEVICES. Releases the GIL. Raises OSError with filename (what was made so far stays), ValueError for a table that
+    is not a layer's. Needs /proc for xattrs of what cannot be opened.
     """

@@ -152,7 +152,7 @@ class ContainerActions:
         limit_snapshot(driver, spec.id, spec.size_limit_bytes)
         rootfs = driver.mounts(spec.id)
         made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
-        fill_volumes(rootfs, made, engine.store.scratch("fill").parent)
+        fill_volumes(lambda: [engine.store.layers.open(diff_id) for diff_id in image.config.diff_ids], made)
         mounts = tuple(
             mount_from_request(request, str(made[request.target].path) if request.type == "volume" else "")
             for request in plan.requests

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pylayers.record import record, replace
-from pylayers.snapshot.mount import mounted
-from pylayers.snapshot.snapshotter import Mount
+from pylayers.record import record
+from pylayers.store.layer import Layer
 from pylayers.volume.parse import (
     MountRequest,
     check_duplicates,
@@ -69,20 +68,15 @@ class MadeVolume:
         return self.volume.anonymous
 
 
-def fill_volumes(rootfs: Sequence[Mount], made: Mapping[str, MadeVolume], work_directory: Path) -> None:
-    """Fill the empty volumes from the image's content at their targets; mounts the root only when one is empty."""
+def fill_volumes(layers: Callable[[], Sequence[Layer]], made: Mapping[str, MadeVolume]) -> None:
+    """Fill the empty volumes from the image's content at their targets; layers is asked only when one is empty."""
     empty = {
         target: one for target, one in made.items() if not one.nocopy and not any(True for _ in os.scandir(one.path))
     }
     if not empty:
         return
-    from pylayers.volume.initialise import initialise
+    from pylayers.volume.initialise import initialise_from_layers
 
-    readonly = [replace(mount, readonly=True) if mount.type == "bind" else mount for mount in rootfs]
-    with mounted(readonly, work_directory) as root:
-        root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for target, one in empty.items():
-                initialise(one.path, root_fd, target)
-        finally:
-            os.close(root_fd)
+    stacked = layers()
+    for target, one in empty.items():
+        initialise_from_layers(one.path, stacked, target)

@@ -7,7 +7,9 @@ import os
 import random
 import stat
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +66,14 @@ class Layer:
     def whiteout(self, path: str) -> Layer:
         return self.add(path, 0, flags=FLAG_WHITEOUT)
 
-    def unpack(self, root: Path, whiteouts: int = WHITEOUT_APPLY, flags: int = 0) -> int:
+    def unpack(self, root: Path, whiteouts: int = WHITEOUT_APPLY, flags: int = 0, cached: bool = True) -> int:
         table, _ = self.builder.build()
         tar = root.parent / "layer.tar"
         tar.write_bytes(self.tar)
         tar_fd, root_fd = os.open(tar, os.O_RDONLY), os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        if not cached:
+            os.fsync(tar_fd)
+            os.posix_fadvise(tar_fd, 0, 0, os.POSIX_FADV_DONTNEED)
         try:
             return unpack(root_fd, tar_fd, table.records, table.heap, whiteouts, flags)
         finally:
@@ -150,6 +155,68 @@ def test_many_files_of_all_sizes_in_shuffled_tar_order(root: Path) -> None:
         layer.file(name, contents[name])
     assert layer.unpack(root) == sum(map(len, contents.values()))
     assert {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("f*")} == contents
+
+
+LARGE = [65_537, 262_143, 262_144, 262_145, 266_240, 4_190_208, 4_190_209, 4_194_304, 9_000_001]
+
+
+@pytest.mark.parametrize("place", ["own", "memory", "btrfs", "xfs"])
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_large_files(tmp_path: Path, place: str, cached: bool, aligned: bool) -> None:
+    with ground(tmp_path, place) as directory:
+        root = directory / "root"
+        root.mkdir()
+        layer = Layer()
+        contents = {f"f{number}": random.Random(number).randbytes(size) for number, size in enumerate(LARGE)}
+        for name, content in contents.items():
+            layer.tar += b"#" * (-len(layer.tar) % 4096 + (0 if aligned else 1536))
+            layer.file(name, content)
+        os.sync()
+        assert layer.unpack(root, cached=cached) == sum(LARGE)
+        assert {name: (root / name).read_bytes() for name in contents} == contents
+        os.sync()
+        for name in ("f0", "f8") if place in ("btrfs", "xfs") else ():  # the file system's own word on sharing
+            told = subprocess.run(["filefrag", "-v", str(root / name)], capture_output=True, text=True, check=True)
+            assert ("shared" in told.stdout) == aligned, told.stdout
+
+
+@contextmanager
+def ground(tmp_path: Path, kind: str) -> Iterator[Path]:
+    """Give a directory on a file system of this kind."""
+    if kind == "own":
+        yield tmp_path
+        return
+    place, image = tmp_path / "place", tmp_path / "image"
+    place.mkdir()
+    if kind == "memory":
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], check=True)
+    else:
+        with image.open("wb") as file:
+            file.truncate(400 << 20)
+        subprocess.run([f"mkfs.{kind}", "-q", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_tar_that_ends_early(root: Path) -> None:
+    layer = Layer().file("large", b"l" * 5_000_000)
+    tar_bytes = len(layer.tar)
+    table, _ = layer.builder.build()
+    tar = root.parent / "layer.tar"
+    tar.write_bytes(layer.tar)
+    tar_fd, root_fd = os.open(tar, os.O_RDWR), os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.truncate(tar_fd, 3_000_000)
+        with pytest.raises(ValueError, match="outside the tar"):
+            unpack(root_fd, tar_fd, table.records, table.heap)
+        assert tar_bytes > 5_000_000
+    finally:
+        os.close(tar_fd)
+        os.close(root_fd)
 
 
 def test_hard_links(root: Path) -> None:

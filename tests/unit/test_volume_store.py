@@ -113,7 +113,6 @@ def test_fill_keeps_the_owner(store: VolumeStore, root: int, tmp_path: Path) -> 
 
 def test_fill_does_nothing_without_content(store: VolumeStore, root: int) -> None:
     volume = store.create("data")
-    assert not initialise(volume.path, root, "/srv/data", nocopy=True)
     assert not initialise(volume.path, root, "/nowhere")
     assert not initialise(volume.path, root, "/srv/data/file")
     assert not initialise(volume.path, root, "/out")
