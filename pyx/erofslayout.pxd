@@ -18,11 +18,11 @@ cdef enum:
 cdef enum:
     FAULT_PARENT = 1
     FAULT_LINK = 2
-    FAULT_NAME = 3
-    FAULT_XATTR = 4
-    FAULT_DEVICE = 5
-    FAULT_SPARSE = 6             # from here on: correct, but no EROFS can show it
-    FAULT_SIZE = 7
+    FAULT_DEVICE = 3
+    FAULT_SPARSE = 4             # from here on: correct, but no EROFS can show it
+    FAULT_SIZE = 5
+    FAULT_NAME = 6
+    FAULT_XATTR = 7
 
 cdef struct node_t:
     uint32_t slot                # byte offset of the inode, divided by 32

@@ -13,6 +13,7 @@ def write(fd: int, records: _Buffer, heap: _Buffer, devices: Iterable[int], user
     number `layer`. Whiteouts become character devices 0:0, OPAQUE directories get trusted.overlay.opaque (userxattr:
     user.overlay.opaque); overlayfs's own xattrs in rows are left out, sparse maps become holes. Equal input gives
     equal bytes. Releases the GIL; linear in the rows, 56 bytes of memory a row. Raises ValueError (row) for a
-    malformed table, NotMappable for a file whose data isn't at multiples of 512 bytes, OSError. Nothing is synced.
+    malformed table, NotMappable for a file whose data isn't at multiples of 512 bytes, or whose name or attributes
+    EROFS can't hold, OSError. Nothing is synced.
     Source: Linux, Documentation/filesystems/erofs.rst.
     """

@@ -100,8 +100,9 @@ class Driver(StackSnapshotter):
     def apply(self, key: str, layer: Layer) -> None:
         """Index a layer over its tar below an active snapshot that nobody wrote to; else unpack it.
 
-        A layer that EROFS can't show over its tar (sparse files whose data isn't at multiples of 512 bytes) is
-        unpacked as well. The tar is hard-linked, so it must not change; it is copied from another file system.
+        A layer that EROFS can't show over its tar (sparse files whose data isn't at multiples of 512 bytes, attributes
+        of more than 64 KiB) is unpacked as well. The tar is hard-linked, so it must not change; it is copied from
+        another file system.
         """
         record = self._active(key)
         directory = self.catalog.directory(record)

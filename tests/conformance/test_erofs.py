@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pylayers.errors import NoSpace, Unsupported
 from pylayers.snapshot import erofs, imagemount
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Snapshotter
@@ -124,6 +125,27 @@ class TestErofs(CrashSuite, ForeignSuite):
         assert content == (b"\0" * 100 + b"abc").ljust(5000, b"\0") + b"def".ljust(1000, b"\0")
         stage.driver.commit("done", key)
         assert [path.name for path in (stage.scratch.parent / "root").glob("*/diff/*")] == ["holes"]
+
+    def test_attributes_that_no_image_can_hold(self, stage: Stage) -> None:
+        """What the file system can hold is unpacked, what it can't is named."""
+        for at, xattrs in enumerate(({f"user.{n}": "v" * 9000 for n in range(8)}, {"strange.x": "y"})):
+            path = stage.scratch / f"{at}.tar"
+            with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as out:
+                member = tarfile.TarInfo("file")
+                member.pax_headers = {f"SCHILY.xattr.{name}": value for name, value in xattrs.items()}
+                out.addfile(member)
+            layer = scanned(path)
+            try:
+                (stage.scratch / "trial").touch()
+                for name, value in xattrs.items():
+                    os.setxattr(stage.scratch / "trial", name, value.encode())
+            except OSError:
+                with pytest.raises((Unsupported, NoSpace), match="set an extended attribute"):
+                    stage.apply_to_sibling(layer, None)
+                continue
+            key = stage.apply_to_sibling(layer, None)
+            with stage.mounted(key) as top:
+                assert {name: os.getxattr(top / "file", name).decode() for name in os.listxattr(top / "file")} == xattrs
 
     def test_what_a_crash_left_beside_a_snapshot_goes_with_it(self, stage: Stage) -> None:
         stage.driver.prepare("a", None)

@@ -200,18 +200,29 @@ def without_root() -> EntryTable:
         (EntryTable(b"", b""), "there are none"),
         (without_root(), "root"),
         (table_with(Entry(mode=FILE), b"a/b"), "lacks its directory"),
-        (table_with(Entry(mode=FILE), b"n" * 256), "more than 255 bytes"),
         (table_with(Entry(mode=FILE, flags=FLAG_HARDLINK), link=b"a"), "hard link"),
         (table_with(Entry(mode=FILE, size_bytes=600, data_offset=512)), "outside the tar"),
         (table_with(Entry(mode=FILE, size_bytes=1, layer=1)), "outside its device"),
-        (table_with(Entry(mode=FILE), xattrs=encode_xattrs({b"strange.x": b""})), "cannot hold"),
-        (table_with(Entry(mode=FILE), xattrs=encode_xattrs({b"user.x": b"v" * 65536})), "cannot hold"),
     ],
 )
 def test_malformed_tables(tmp_path: Path, table: EntryTable, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         image_of(tmp_path, table, [1024])
     assert not isinstance(caught.value, erofs.NotMappable)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (table_with(Entry(mode=FILE), b"n" * 256), "more than 255 bytes"),
+        (table_with(Entry(mode=FILE), xattrs=encode_xattrs({b"strange.x": b""})), "cannot hold"),
+        (table_with(Entry(mode=FILE), xattrs=encode_xattrs({b"user.x": b"v" * 65536})), "cannot hold"),
+        (table_with(Entry(mode=FILE), xattrs=encode_xattrs({b"user.%d" % n: b"v" * 9000 for n in range(8)})), "hold"),
+    ],
+)
+def test_names_and_attributes_that_no_image_can_show(tmp_path: Path, table: EntryTable, words: str) -> None:
+    with pytest.raises(erofs.NotMappable, match=words):
+        image_of(tmp_path, table, [1024])
 
 
 @pytest.mark.parametrize(
