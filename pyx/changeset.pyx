@@ -56,6 +56,18 @@ cdef inline bint is_marked(const entry_t* row) noexcept nogil:
 
 def find_marked(records) -> bytes:
     """List the rows that may carry an overlay's mark: character devices 0:0, and what has xattrs."""
+    return list_rows(records, 0)
+
+
+def find_flagged(records, uint32_t flags) -> bytes:
+    """List the rows that have one of these flags."""
+    if not flags:
+        raise ValueError("no flags")
+    return list_rows(records, flags)
+
+
+cdef bytes list_rows(records, uint32_t flags):
+    """List the rows with one of the flags, or for none those that may carry a mark."""
     cdef _Held held = _Held(records, False)
     cdef size_t count = count_rows(held)
     cdef const entry_t* rows = <const entry_t*> held.view.buf
@@ -63,12 +75,12 @@ def find_marked(records) -> bytes:
     cdef uint32_t* out
     with nogil:
         for at in range(count):
-            found += is_marked(&rows[at])
+            found += rows[at].flags & flags != 0 if flags else is_marked(&rows[at])
     result = PyBytes_FromStringAndSize(NULL, found * sizeof(uint32_t))
     out = <uint32_t*> PyBytes_AS_STRING(result)
     with nogil:
         for at in range(count):
-            if is_marked(&rows[at]):
+            if rows[at].flags & flags != 0 if flags else is_marked(&rows[at]):
                 out[0] = <uint32_t> at
                 out += 1
     return result

@@ -6,6 +6,9 @@ def find_marked(records: _Buffer) -> bytes:
     Packed u32 row numbers, ascending. Raises ValueError for a cut record. Releases the GIL; linear.
     """
 
+def find_flagged(records: _Buffer, flags: int) -> bytes:
+    """List the rows that have one of these flags, as find_marked does. Raises ValueError for no flag."""
+
 def keep_tree(records: bytearray, keep: bytearray, begin: int, end: int, hides: bool) -> None:
     """Keep the rows of a tree below which nothing shines through: marks inside it hide nothing.
 

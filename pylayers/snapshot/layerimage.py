@@ -7,8 +7,8 @@ import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pylayers._native import changeset
 from pylayers.diff.whiteout import OVERLAY_PREFIXES
 from pylayers.snapshot.lower import LowerStack, read_xattrs
 from pylayers.store.entry import (
@@ -22,10 +22,6 @@ from pylayers.store.entry import (
     encode_xattrs,
 )
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
 MARKED = FLAG_WHITEOUT | FLAG_OPAQUE | FLAG_IMPLICIT
 
 
@@ -36,9 +32,8 @@ def settle_table(table: EntryTable, top: Path, below: Callable[[], AbstractConte
     overlay shows the uppermost's; marks that hide nothing are dropped, since an overlay lists those of a directory
     that merges with nothing. `below` is entered only when a row needs a look-up.
     """
-    array: npt.NDArray[np.void] = table.array
-    marked = [row for row in (array["flags"] & MARKED).nonzero()[0].tolist() if row]
-    implicit_root = bool(array["flags"][0] & FLAG_IMPLICIT)
+    marked = [row for row in memoryview(changeset.find_flagged(table.records, MARKED)).cast("I") if row]
+    implicit_root = bool(table.entry(0).flags & FLAG_IMPLICIT)
     if not marked and not implicit_root:
         return table
     changed = _Rows(table)
@@ -89,11 +84,13 @@ class _Rows:
         """Return the changed table."""
         records = self._records
         if self._dropped:
-            import numpy as np
-
-            keep = np.ones(len(self._table), dtype=bool)
-            keep[self._dropped] = False
-            records = bytearray(EntryTable(records, b"").array[keep].tobytes())
+            starts = [0, *(row + 1 for row in self._dropped)]
+            ends = [*self._dropped, len(self._table)]
+            kept = memoryview(records)
+            records = bytearray().join(
+                kept[start * ENTRY_SIZE_BYTES : end * ENTRY_SIZE_BYTES]
+                for start, end in zip(starts, ends, strict=True)
+            )
         heap = self._table.heap
         return EntryTable(records, bytearray().join((heap, self._more)) if self._more else heap)
 

@@ -93,6 +93,10 @@ def test_marks_trees_and_sources(content: tuple[bytearray, bytearray], data: st.
         row for row, one in enumerate(entries)
         if one.xattr_length or (stat.S_ISCHR(one.mode) and (one.rdev_major, one.rdev_minor) == (0, 0))
     ]  # fmt: skip
+    for flags in (FLAG_WHITEOUT, FLAG_OPAQUE | FLAG_HARDLINK):
+        assert list(memoryview(changeset.find_flagged(records, flags)).cast("I")) == [
+            row for row, one in enumerate(entries) if one.flags & flags
+        ]
     assert list(SOURCE_STRUCT.iter_unpack(changeset.list_sources(records, 7))) == [
         (7, SOURCE_PATH, one.path_offset, one.path_length)
         if stat.S_ISREG(one.mode) and not one.flags & (FLAG_HARDLINK | FLAG_WHITEOUT)
@@ -115,6 +119,7 @@ def test_noise_is_refused_or_survived(records: bytes, heap: bytes, data: st.Data
     keep = bytearray(data.draw(st.binary(max_size=5)))
     for call in (
         lambda: changeset.find_marked(records),
+        lambda: changeset.find_flagged(records, 2),
         lambda: changeset.list_sources(records, 3),
         lambda: changeset.pack(records, heap, keep, True),
         lambda: changeset.keep_tree(bytearray(records), keep, data.draw(st.integers(0, 5)), 3, True),
