@@ -1,8 +1,8 @@
 """Mount aufs branches, and keep hard links across them whole when the mount ends.
 
-Source: aufs(5). Seen on a kernel that has it: a page holds the options of mount(2), what doesn't fit is appended by
-remounts; a hard link whose names are in a lower branch stays one file only if every name is looked up while the mount
-knows of it (its pseudo-links), as no auplink program is packaged any more.
+Source: aufs(5), fs/aufs/xino.c. Seen on a kernel that has it: a page holds the options of mount(2), what doesn't fit
+is appended by remounts; a hard link whose names are in a lower branch stays one file only if every name is looked up
+while the mount knows of it (its pseudo-links), as no auplink program is packaged any more.
 """
 
 from __future__ import annotations
