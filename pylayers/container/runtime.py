@@ -10,6 +10,7 @@ import importlib
 import os
 import shutil
 
+from pylayers.diff.apply import in_user_namespace
 from pylayers.errors import InvalidInput, RuntimeMissing
 from pylayers.record import record
 
@@ -123,6 +124,8 @@ def _probe(name: str, path: str | None) -> RuntimeProbe:
 def _probe_oci(name: str, path: str) -> RuntimeProbe:
     if os.geteuid() != 0 or not _capability_mask("CapEff:") >> CAP_SYS_ADMIN & 1:
         return RuntimeProbe(name, path, None, "needs root with CAP_SYS_ADMIN (pylayers makes no user namespace for it)")
+    if in_user_namespace():
+        return RuntimeProbe(name, path, None, "it would mount sysfs and make cgroups, which no user namespace may")
     if cgroup_mode() == "none":
         return RuntimeProbe(name, path, None, f"no cgroup hierarchy is mounted at {CGROUP_ROOT}")
     if name == "crun" and cgroup_mode() == "hybrid":

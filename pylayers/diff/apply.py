@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 
@@ -9,19 +10,36 @@ from pylayers._native import unpack
 from pylayers.errors import translate_os_error
 from pylayers.store.layer import Layer
 
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO (linux/proc_ns.h)
 WHITEOUT_APPLY = unpack.WHITEOUT_APPLY
 WHITEOUT_OVERLAY = unpack.WHITEOUT_OVERLAY
+WHITEOUT_USERXATTR = unpack.WHITEOUT_USERXATTR
+
+
+@functools.cache
+def in_user_namespace() -> bool:
+    """Tell whether this process is in another user namespace than the kernel's first: no devices, no trusted names."""
+    try:
+        return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
+    except OSError:  # a kernel without namespaces
+        return False
+
+
+def device_flags() -> int:
+    """Return unpack's flags for devices."""
+    return unpack.NO_DEVICES if in_user_namespace() else 0
 
 
 def apply_layer(root_fd: int, layer: Layer, whiteouts: int = WHITEOUT_APPLY) -> int:
     """Unpack one layer below a directory and return the bytes of file data written.
 
-    Default: onto a full tree, where whiteouts delete. What was unpacked before an error stays.
+    Default: onto a full tree, where whiteouts delete. In a user namespace devices are left out, as docker and podman do
+    there. What was unpacked before an error stays.
     """
     try:
         tar = layer.open_tar()
         try:
-            return unpack.unpack(root_fd, tar, layer.table.records, layer.table.heap, whiteouts)
+            return unpack.unpack(root_fd, tar, layer.table.records, layer.table.heap, whiteouts, device_flags())
         finally:
             os.close(tar)
     except OSError as error:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 
 from pylayers._native import graft, unpack
+from pylayers.diff.apply import device_flags
 from pylayers.diff.merge import subtree_end
 from pylayers.errors import translate_os_error
 from pylayers.store.entry import FLAG_HARDLINK, SOURCE_NONE, SOURCE_RANGE, EntryTable, entry_dtype
@@ -48,7 +49,7 @@ def _unpack(layer: Layer | None, records: bytes, heap: bytearray, into_fd: int) 
     tar = -1
     try:
         tar = -1 if layer is None else layer.open_tar()
-        return unpack.unpack(into_fd, tar, records, heap)
+        return unpack.unpack(into_fd, tar, records, heap, unpack.WHITEOUT_APPLY, device_flags())
     except OSError as error:
         raise translate_os_error(error, "write what the image holds") from error
     finally:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from pylayers._native import walk
+from pylayers.diff.apply import WHITEOUT_USERXATTR, in_user_namespace
 from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import PylayersError
 from pylayers.record import replace
@@ -33,6 +34,12 @@ class Driver(StackSnapshotter):
 
     name = "fuse-overlayfs"
     reserved_prefix = PREFIX
+
+    def __init__(self, root: Path) -> None:
+        """Open the driver's directory; in a user namespace opaque directories are marked by the user's attributes."""
+        super().__init__(root)
+        if in_user_namespace():
+            self.marks = WHITEOUT_USERXATTR
 
     def _mounts(self, record: Record) -> list[Mount]:
         mounts = super()._mounts(record)

@@ -35,6 +35,7 @@ class StackSnapshotter(DefaultSnapshotter):
     """Keep snapshots as overlay layers in docker's layout; the base of drivers, not one itself."""
 
     writable = ("diff", "work")  # the directories that a mounted active snapshot writes to
+    marks = WHITEOUT_OVERLAY  # how a layer's whiteouts and opaque directories are kept
 
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
@@ -100,7 +101,7 @@ class StackSnapshotter(DefaultSnapshotter):
                     self._make_implicit(layer.table, below, diff)
             descriptor = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                apply_layer(descriptor, layer, WHITEOUT_OVERLAY if record.parent_id is not None else WHITEOUT_APPLY)
+                apply_layer(descriptor, layer, self.marks if record.parent_id is not None else WHITEOUT_APPLY)
             finally:
                 os.close(descriptor)
 

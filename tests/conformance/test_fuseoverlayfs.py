@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from pylayers.snapshot.snapshotter import Snapshotter
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
 from tests.conformance.stage import Stage, write
+from tests.conformance.usernamespace import run_in_user_namespace
+from tests.kernels import standing
 
 pytestmark = [
     pytest.mark.skipif(find_program() is None, reason=f"{PROGRAM} is not installed"),
@@ -46,3 +50,16 @@ class TestFuseOverlayfs(CrashSuite, ForeignSuite):
             ("D", b"a"), ("C", b"d"), ("D", b"d/c"), ("A", b"d/new"), ("C", b"o"), ("D", b"o/x"), ("C", b"o/y"),
         ]  # fmt: skip
         self.reproduces(stage, "k", "base")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to map every id")
+def test_in_a_user_namespace() -> None:
+    """The whole suite once more, without any right that the kernel gives in its first namespace alone."""
+    suite = Path(__file__).with_name("namespace_fuseoverlayfs.py")
+    done = run_in_user_namespace([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)])
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed in", done.stdout)
+    assert passed, done.stdout[-4000:]
+    assert int(passed[1]) > 40
+    assert "skipped" not in done.stdout
+    standing.note("fuseoverlayfs in a user namespace", f"this kernel: {passed[1]} passed")
