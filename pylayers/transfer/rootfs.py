@@ -7,13 +7,14 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from pylayers.errors import InvalidInput, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
+from pylayers.store.file import write_all
 from pylayers.store.layer import Layer
 from pylayers.store.tarindex import index_tar
 from pylayers.transfer.archive import BLOCK_BYTES, PIECE_BYTES, detect_compression, is_tar, read_pieces
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 QUEUE_PIECES = 8
+FLUSH_BYTES = 32 << 20
 
 
 def import_layer(store: Store, source: Path | IO[bytes]) -> Layer:
@@ -72,27 +74,71 @@ class Prefixed(io.RawIOBase):
 
 
 def write_hashed(descriptor: int, pieces: Iterable[bytes]) -> tuple[int, str]:
-    """Write pieces to a file while another thread hashes them; return the size and the sha256 in hex."""
+    """Write pieces to a file; return the size and the sha256 in hex.
+
+    Making the pieces, hashing them and writing them run beside each other, and what is written goes on to the disk
+    meanwhile, so that the layer's flush at the end finds little left to do.
+    """
     hasher = hashlib.sha256()
-    waiting: queue.Queue[bytes | None] = queue.Queue(QUEUE_PIECES)
+    flushed = [0]
 
-    def hash_pieces() -> None:
-        while (piece := waiting.get()) is not None:
-            hasher.update(piece)
+    def write(piece: bytes) -> None:
+        write_all(descriptor, piece)
+        flushed[0] += len(piece)
+        if flushed[0] >= FLUSH_BYTES:
+            flushed[0] = 0
+            flusher.put(b"")
 
-    thread = threading.Thread(target=hash_pieces)
-    thread.start()
-    size_bytes = 0
-    try:
+    with (
+        _Stage(lambda _: os.fdatasync(descriptor)) as flusher,
+        _Stage(write) as writer,
+        _Stage(hasher.update) as hashing,
+    ):
+        size_bytes = 0
         for piece in pieces:
-            waiting.put(piece)
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            hashing.put(piece)
+            writer.put(piece)
             size_bytes += len(piece)
-    except OSError as error:
-        raise translate_os_error(error, "write layer") from error
-    finally:
-        waiting.put(None)
-        thread.join()
     return size_bytes, hasher.hexdigest()
+
+
+class _Stage:
+    """Do something to pieces in a thread of its own, in order, some pieces behind; leaving waits for the last one.
+
+    What it raised is raised by the next put, or on leaving.
+    """
+
+    def __init__(self, work: Callable[[bytes], object]) -> None:
+        self._work = work
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(QUEUE_PIECES)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while (piece := self._waiting.get()) is not None:
+            if self._error is None:  # what comes after an error is taken, so that nobody waits for room
+                try:
+                    self._work(piece)
+                except BaseException as error:
+                    self._error = error
+
+    def put(self, piece: bytes) -> None:
+        """Hand over a piece; waits while too many are waiting."""
+        self._raise()
+        self._waiting.put(piece)
+
+    def _raise(self) -> None:
+        if isinstance(self._error, OSError):
+            raise translate_os_error(self._error, "write layer") from self._error
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()
