@@ -21,6 +21,7 @@ def test_order_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pieces = [os.urandom(size) for size in (1, 70_000, 3, 1 << 20)] * 30
     with (tmp_path / "out").open("w+b") as out:
         told = write_hashed(out.fileno(), iter(pieces))
+        out.seek(0)
         assert out.read() == b"".join(pieces)
     assert told == (sum(map(len, pieces)), hashlib.sha256(b"".join(pieces)).hexdigest())
 
