@@ -205,7 +205,7 @@ class Podman:
         return timed((*UNIFIED, *self._command, "run", *options, APP, "true"))
 
 
-def make_archive(cache: Path, source_name: str) -> Path:
+def make_archive(cache: Path, source_name: str, *, small: bool = False) -> Path:
     """Build the image from the source's tree and save it; kept in the cache."""
     path = cache / "archive" / f"{source_name}.tar"
     if path.exists():
@@ -215,7 +215,7 @@ def make_archive(cache: Path, source_name: str) -> Path:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     with Engine.open(root) as engine:
-        engine.images.import_(prepare_base(cache, small=False), BASE)
+        engine.images.import_(prepare_base(cache, small=small), BASE)
         engine.build(source.directory, dockerfile=str(source.dockerfile), references=[APP])
         partial = path.with_name(f"partial-{path.name}")
         with partial.open("wb") as out:

@@ -56,6 +56,11 @@ def chunk_layer(store: Store, diff_id: str) -> Layer:
     return store.layers.replace_index(diff_id, type(layer.table)(records, layer.table.heap), chunks)
 
 
+def chunk_content(content: memoryview) -> bytearray:
+    """Return the chunk records of a buffer: offset u64, size u32, reserved u32, BLAKE3."""
+    return chunking.manifest(content, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+
+
 def is_chunked(entry: Entry) -> bool:
     """Tell whether a row has data of its own. A sparse file's lies packed: it moves as a whole."""
     return stat.S_ISREG(entry.mode) and entry.size_bytes > 0 and not entry.flags & (FLAG_HARDLINK | FLAG_SPARSE)
@@ -67,7 +72,7 @@ def cut(entry: Entry, tar: memoryview) -> bytes | bytearray:
     if entry.size_bytes <= MIN_BYTES and entry.flags & FLAG_HASHED:
         return CHUNK_STRUCT.pack(start, entry.size_bytes, 0, entry.blake3)
     with tar[start : start + entry.size_bytes] as content:
-        found = chunking.manifest(content, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+        found = chunk_content(content)
     for at in range(0, len(found), CHUNK_SIZE_BYTES):
         struct.pack_into("<Q", found, at, struct.unpack_from("<Q", found, at)[0] + start)
     return found
