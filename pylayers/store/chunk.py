@@ -24,6 +24,7 @@ from pylayers.store.store import Store
 MIN_BYTES = 64 << 10
 AVERAGE_BYTES = 256 << 10
 MAX_BYTES = 1 << 20
+SEGMENT_BYTES = 32 << 20  # of a large file, cut beside the others
 FIRST_AT = struct.calcsize("<" + "".join(code for _, code in ENTRY_FIELDS[:21]))  # chunk_first; chunk_count follows
 
 
@@ -56,9 +57,53 @@ def chunk_layer(store: Store, diff_id: str) -> Layer:
     return store.layers.replace_index(diff_id, type(layer.table)(records, layer.table.heap), chunks)
 
 
-def chunk_content(content: memoryview) -> bytearray:
-    """Return the chunk records of a buffer: offset u64, size u32, reserved u32, BLAKE3."""
-    return chunking.manifest(content, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+def chunk_content(content: memoryview, threads: int | None = None) -> bytearray:
+    """Return the chunk records of a buffer: offset u64, size u32, reserved u32, BLAKE3.
+
+    Large buffers are cut in segments on every processor. A segment's cuts are those of the whole from the first on that
+    the whole has too, since where a chunk ends depends on nothing before its start; until then chunks are cut anew.
+    The records don't depend on the number of threads.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    if threads == 1 or len(content) < 2 * SEGMENT_BYTES:
+        return chunking.manifest(content, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+    from concurrent.futures import ThreadPoolExecutor
+
+    def cut_segment(start: int) -> bytearray:
+        with content[start : start + SEGMENT_BYTES] as segment:
+            return chunking.manifest(segment, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+
+    found = bytearray()
+    begin = 0  # of the next chunk
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, len(content), SEGMENT_BYTES)
+        for start, part in zip(starts, pool.map(cut_segment, starts), strict=True):
+            begin = _join_segment(content, found, begin, start, part)
+    return found
+
+
+def _join_segment(content: memoryview, found: bytearray, begin: int, start: int, part: bytearray) -> int:
+    """Append the chunks from begin on that end in a segment; return where the next one begins."""
+    end = min(start + SEGMENT_BYTES, len(content))
+    known = {start + record[0]: at for at, record in enumerate(CHUNK_STRUCT.iter_unpack(part))}
+    last = len(known) - 1
+    while begin < end:
+        at = known.get(begin)
+        if at is None:
+            with content[begin : begin + MAX_BYTES] as ahead:
+                [size_bytes] = struct.unpack_from("=Q", chunking.boundaries(ahead, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES))
+                found += CHUNK_STRUCT.pack(begin, size_bytes, 0, blake3(ahead[:size_bytes]).digest())
+            begin += size_bytes
+            continue
+        # The segment's end cuts its last chunk short, unless it is the end of all.
+        stop = last + 1 if end == len(content) else last
+        for offset, size_bytes, _, digest in CHUNK_STRUCT.iter_unpack(
+            part[at * CHUNK_SIZE_BYTES : stop * CHUNK_SIZE_BYTES]
+        ):
+            found += CHUNK_STRUCT.pack(start + offset, size_bytes, 0, digest)
+            begin = start + offset + size_bytes
+        return begin
+    return begin
 
 
 def is_chunked(entry: Entry) -> bool:

@@ -8,10 +8,11 @@ import random
 import tarfile
 from pathlib import Path
 
+import pytest
 from blake3 import blake3
 
 from pylayers.oci.digest import digest_from_hex
-from pylayers.store import Store
+from pylayers.store import Store, chunk
 from pylayers.store.chunk import MAX_BYTES, chunk_layer, read_chunks
 from pylayers.store.layer import Layer
 from pylayers.store.tarindex import index_tar
@@ -62,3 +63,20 @@ def test_a_changed_file_keeps_most_chunks_of_its_old_self(tmp_path: Path) -> Non
         known = {chunk.blake3 for chunk in read_chunks(before)}
         fresh = sum(chunk.size_bytes for chunk in read_chunks(after) if chunk.blake3 not in known)
         assert 0 < fresh < len(content) / 4
+
+
+@pytest.mark.parametrize("kind", ["random", "repeating", "zeros", "mixed", "short lines"])
+@pytest.mark.parametrize("segment_bytes", [3 << 20, (1 << 20) + 1, 2_500_000])
+def test_segments_have_the_cuts_of_the_whole(kind: str, segment_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(9)
+    content = {
+        "random": lambda: chance.randbytes(21_000_001),
+        "repeating": lambda: chance.randbytes(100_003) * 200,
+        "zeros": lambda: bytes(12 << 20),
+        "mixed": lambda: b"".join(chance.randbytes(700_000) + bytes(900_000) for _ in range(12)),
+        "short lines": lambda: b"".join(b"%d line\n" % (number % 977) for number in range(1_500_000)),
+    }[kind]()
+    whole = chunk.chunk_content(memoryview(content), 1)
+    monkeypatch.setattr(chunk, "SEGMENT_BYTES", segment_bytes)
+    for threads in (2, 3):
+        assert chunk.chunk_content(memoryview(content), threads) == whole
