@@ -72,7 +72,7 @@ def find_image(store: Store, name: str) -> Image:
             f"no such image: {name}",
             hint=f"see what there is with: pylayers images; bring one in with: pylayers import ROOTFS.tar {name}",
         )
-    return load_image(store, digest, list_names(store).get(digest, ()))
+    return load_image(store, digest, list_own_names(store, digest))
 
 
 def read_children(store: Store, digest: str) -> tuple[Descriptor, ...]:
@@ -105,6 +105,15 @@ def choose_image(store: Store, digest: str, platform: Platform | None) -> str | 
     if fitting:
         return ranked[fitting[0][1]][1]
     return children[0].digest if children else None
+
+
+def list_own_names(store: Store, digest: str) -> tuple[str, ...]:
+    """Return the names of one image, those of indexes that hold it included, sorted; reads no other image."""
+    names = store.metadata.references.names(digest)
+    for reference, target in store.metadata.references.walk_others():
+        if any(child.digest == digest for child in read_children(store, target)):
+            names.append(reference)
+    return tuple(sorted(names))
 
 
 def list_names(store: Store) -> dict[str, tuple[str, ...]]:

@@ -83,6 +83,12 @@ class References:
         """Yield (name, digest), sorted by name."""
         yield from self._database.read("SELECT name, digest FROM reference ORDER BY name")
 
+    def walk_others(self) -> Iterator[tuple[str, str]]:
+        """Yield (name, digest) of what is no image itself, such as an index; sorted by name."""
+        yield from self._database.read(
+            "SELECT name, digest FROM reference WHERE digest NOT IN (SELECT digest FROM image) ORDER BY name"
+        )
+
 
 _IMAGE = """SELECT digest, config_digest, size_bytes, built_ns,
     NOT EXISTS(SELECT 1 FROM reference WHERE reference.digest=image.digest) FROM image"""

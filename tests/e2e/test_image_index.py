@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pylayers.engine import Engine
 from pylayers.errors import InvalidInput, NotFound
 from pylayers.image.view import read_children
 from pylayers.oci.platform import Platform
+from pylayers.store.metadata import Images
 from tests.e2e.build_case import open_with_base, write
 
 HOST = Platform.from_machine(os.uname().machine)
@@ -119,3 +121,18 @@ def test_a_container_is_made_of_the_image_that_fits(engine: Engine, context: Pat
     container = engine.containers.create("app:1", ["/file"])
     assert engine.containers.get(container.id).image_digest == engine.images.get("app:1").digest != index
     engine.containers.remove(container.id)
+
+
+def test_an_image_is_found_without_reading_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a lookup takes doesn't grow with the names of other images."""
+    with Engine.open(tmp_path / "root") as engine:
+        tar = tmp_path / "base.tar"
+        with tarfile.open(tar, "w"):
+            pass
+        for number in range(20):
+            engine.images.import_(tar, f"base:{number}", changes=[f"LABEL number={number}"])
+        asked: list[str] = []
+        real = Images.get
+        monkeypatch.setattr(Images, "get", lambda self, digest: asked.append(digest) or real(self, digest))
+        assert engine.images.get("base:7").references == ("docker.io/library/base:7",)
+        assert len(set(asked)) <= 1
