@@ -69,7 +69,7 @@ class Growth:
         """Keep a row for each step: the larger one's time beside ten times the smaller one's."""
         for before, after in itertools.pairwise(FACTORS):
             goal = None if self.options.quick else GROWTH_GOAL
-            title = f"{work}, {after // before} times as much"
+            title = f"{work}, from {before} to {after} times"
             self.rows.append(Row(title, taken[after], None, None, None, taken[before] * after / before, goal))
 
     def build(self, root: Path, context: Path, reference: str) -> tuple[float, int]:
