@@ -127,12 +127,14 @@ def make_header(item: Item, name: bytes, position: int, align: int) -> bytes:
     plain = extend(pax) + block
     if not align or (position + len(plain)) % align == 0:
         return plain
-    text = 0
+    total = len(b"11 comment=\n") - 1
     while True:  # the first comment that aligns the data and leaves no byte of its last block unused
-        longer = pax + make_record(b"comment", b" " * text)
+        total += 1
+        # By the whole record's length, as some of them (100, 1000) are no shortest writing of any text.
+        text = total - len(b"%d comment=\n" % total)
+        longer = pax + b"%d comment=%s\n" % (total, b" " * text)
         if len(longer) % 512 == 0 and (position + 1024 + len(longer)) % align == 0:
             return extend(longer) + block
-        text += 1
 
 
 def extend(pax: bytes) -> bytes:

@@ -669,3 +669,11 @@ def test_parallel_writes(tmp_path: Path) -> None:
         worker.join()
     assert len(found) == 4
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("start", range(0, 1100, 100))
+def test_comments_of_every_length(prepare: Prepare, tmp_path: Path, start: int) -> None:
+    """Records of 100 and 1000 bytes are among them: no text has that length by the shortest writing of its own."""
+    for size in range(start, start + 100):
+        item = Item(b"file", FILE, b"data", xattrs={b"user.x": bytes(size)})
+        check_against_oracle(prepare([item]), tmp_path / f"tar{size}", 1024, 0)
