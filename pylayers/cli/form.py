@@ -13,7 +13,7 @@ from pylayers.errors import InvalidInput, PylayersError
 
 GAP = "   "
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-_FIELD = re.compile(r"\{\{\s*(json\s+)?(\.[A-Za-z0-9_.]*)\s*\}\}")
+_FIELD = r"\{\{\s*(json\s+)?(\.[A-Za-z0-9_.]*)\s*\}\}"
 _ESCAPES = {"\\t": "\t", "\\n": "\n"}
 
 
@@ -45,7 +45,7 @@ def print_one(values: Any, form: str, *, indent: int | None = 4) -> None:
 
 def fill_template(template: str, values: Any) -> str:
     """Replace {{.Field}}, {{.Outer.Inner}} and {{json .Field}}; nothing else of Go's templates is understood."""
-    literal = _FIELD.sub("", template)
+    literal = re.sub(_FIELD, "", template)
     if "{{" in literal or "}}" in literal or "{{" not in template:
         raise InvalidInput(
             f"format {template!r} is not understood",
@@ -62,7 +62,7 @@ def fill_template(template: str, values: Any) -> str:
             return str(found).lower()
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
-    return _FIELD.sub(fill, template)
+    return re.sub(_FIELD, fill, template)
 
 
 def pick_field(values: Any, path: str) -> Any:

@@ -13,13 +13,12 @@ from pylayers.errors import ContainerError
 LOG_LIMIT_BYTES = 1 << 20
 
 # Words of runc, crun and youki. What a path is missing for matters: only the command itself means 127.
-_NOT_FOUND = re.compile(
+_NOT_FOUND = (
     r"executable file not found|executable file `.*` not found|exec:? .*no such file or directory|"
-    r"exec.*: No such file or directory|open executable: No such file",
-    re.IGNORECASE,
+    r"exec.*: No such file or directory|open executable: No such file"
 )
-_NOT_EXECUTABLE = re.compile(
-    r"exec.*permission denied|open executable: Permission denied|exec format error|exec.*is a directory", re.IGNORECASE
+_NOT_EXECUTABLE = (
+    r"exec.*permission denied|open executable: Permission denied|exec format error|exec.*is a directory"
 )
 
 
@@ -43,9 +42,9 @@ def runtime_error(log: Path, command: str) -> ContainerError | None:
     # runc's last line repeats the first with its own position in its source; the longest says the most.
     message = max(messages, key=len)
     exit_code, hint = 125, None
-    if _NOT_FOUND.search(message):
+    if re.search(_NOT_FOUND, message, re.IGNORECASE):
         exit_code, hint = 127, f"is {command} in the image, and its interpreter or loader with it?"
-    elif _NOT_EXECUTABLE.search(message):
+    elif re.search(_NOT_EXECUTABLE, message, re.IGNORECASE):
         exit_code, hint = 126, f"is {command} executable, and built for this machine?"
     return ContainerError(f"cannot run {command}: {message}", hint=hint, exit_code=exit_code)
 

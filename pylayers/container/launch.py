@@ -7,11 +7,11 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+from pylayers._native import clear
 from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import minimal_environment, runtime_error, write_config
 from pylayers.container.network import write_network_files
@@ -62,7 +62,8 @@ def launch(directory: Path, spec: ContainerSpec, client_in: int, *, attached: bo
     Raises ContainerError with the runtime's words and docker's exit code, Unsupported, InvalidInput, OSError.
     """
     (directory / "runtime.log").unlink(missing_ok=True)
-    shutil.rmtree(directory / "runtime", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        clear.remove_tree(os.fsencode(directory / "runtime"))
     config = _write_bundle(directory, spec)
     if spec.process.terminal:
         return _launch_terminal(directory, spec, config, client_in)
@@ -264,4 +265,5 @@ def delete_from_runtime(directory: Path, spec: ContainerSpec) -> None:
             os.waitpid(spawn(command, (nothing, nothing, nothing)), 0)
         finally:
             os.close(nothing)
-    shutil.rmtree(directory / "runtime", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        clear.remove_tree(os.fsencode(directory / "runtime"))

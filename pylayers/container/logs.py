@@ -16,8 +16,8 @@ from pylayers.record import record
 LINE_LIMIT_BYTES = 16 << 10  # a longer line is cut into several records, as docker does
 BLOCK_BYTES = 64 << 10
 POLL_SECONDS = 0.05
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z")
-_RFC3339 = re.compile(
+_DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z"
+_RFC3339 = (
     r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(?:([Zz])|([+-])(\d\d):?(\d\d))?\Z"
 )
 
@@ -161,12 +161,12 @@ def parse_time(given: str, *, now_ns: int | None = None) -> int:
     if re.fullmatch(r"\d+(\.\d{1,9})?", given):
         whole, _, fraction = given.partition(".")
         return int(whole) * NANOSECONDS + int(fraction.ljust(9, "0"))
-    match = _DURATION.match(given)
+    match = re.match(_DURATION, given)
     if given and match:
         days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
         ago = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
         return (time.time_ns() if now_ns is None else now_ns) - int(ago * NANOSECONDS)
-    match = _RFC3339.match(given)
+    match = re.match(_RFC3339, given)
     if match is None:
         raise InvalidInput(f"invalid time: {given!r}", hint="give 10m, 2026-01-02T15:04:05Z or seconds after 1970")
     day, minute, second, fraction, zulu, sign, zone_hours, zone_minutes = match.groups()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 from pathlib import Path
 
+from pylayers._native import clear
 from pylayers.container.launch import delete_from_runtime
 from pylayers.container.record import CONFIG, RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.errors import Conflict, translate_os_error
@@ -58,7 +58,7 @@ def delete_directory(directory: Path) -> None:
         rootfs = directory / "bundle" / "rootfs"
         if rootfs.exists():
             os.rmdir(rootfs)
-        shutil.rmtree(directory)
+        clear.remove_tree(os.fsencode(directory))
     except FileNotFoundError:
         return
     except OSError as error:

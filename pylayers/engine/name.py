@@ -22,12 +22,12 @@ THINGS = (
     "willow", "wren",
 )  # fmt: skip
 TRIES = 8
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")  # one letter is enough, as in podman
+NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"  # one letter is enough, as in podman
 
 
 def check_name(given: str) -> str:
     """Return a container's name. Raises InvalidInput, in docker's words."""
-    if not NAME.fullmatch(given):
+    if not re.fullmatch(NAME, given):
         raise InvalidInput(f"invalid container name ({given}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
     return given
 

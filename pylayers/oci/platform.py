@@ -8,7 +8,7 @@ from pylayers.errors import InvalidInput
 from pylayers.oci.document import Fields, drop_empty
 from pylayers.record import record
 
-_PART = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_PART = r"[A-Za-z0-9_.-]+\Z"
 _SYSTEMS = frozenset(
     ("aix", "android", "darwin", "dragonfly", "freebsd", "illumos", "ios", "js", "linux", "netbsd", "openbsd", "plan9")
 ) | {"solaris", "wasip1", "windows"}
@@ -44,7 +44,7 @@ class Platform:
     def parse(cls, text: str) -> Platform:
         """Parse "linux/arm64/v8", "arm64" or "linux"; what is left out is linux, or amd64 for a bare system."""
         parts = text.split("/")
-        if len(parts) > 3 or not all(_PART.match(part) for part in parts):
+        if len(parts) > 3 or not all(re.match(_PART, part) for part in parts):
             raise InvalidInput(
                 f"platform {text!r}: expected os/architecture[/variant]", hint="for example: linux/arm64/v8"
             )

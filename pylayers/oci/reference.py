@@ -15,11 +15,11 @@ _OFFICIAL = "library/"
 NAME_LIMIT = 255
 
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
+_REGISTRY = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_IDENTIFIER = re.compile(r"[a-f0-9]{64}")
+_REPOSITORY = rf"{_COMPONENT}(?:/{_COMPONENT})*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_IDENTIFIER = r"[a-f0-9]{64}"
 
 
 @record
@@ -124,18 +124,18 @@ def _checked(text: str, registry: str, repository: str, tag: str | None, digest:
     short = repository.removeprefix(_OFFICIAL)
     if not text or not short:
         raise refuse("the name is empty")
-    if _IDENTIFIER.fullmatch(short) and registry == DEFAULT_REGISTRY:
+    if re.fullmatch(_IDENTIFIER, short) and registry == DEFAULT_REGISTRY:
         raise refuse("64 hex digits are an image id, not a name")
     if repository != repository.lower():
         lowered = text.replace(short, short.lower(), 1)
         raise refuse("the repository must be lower case", hint=f"use {lowered!r}")
-    if not _REGISTRY.fullmatch(registry):
+    if not re.fullmatch(_REGISTRY, registry):
         raise refuse(f"{registry!r} is not a registry host")
-    if not _REPOSITORY.fullmatch(repository):
+    if not re.fullmatch(_REPOSITORY, repository):
         raise refuse(f"{short!r} is not a repository name (letters, digits, and . _ __ - between them)")
     if len(repository) > NAME_LIMIT:
         raise refuse(f"the repository name is longer than {NAME_LIMIT} characters")
-    if tag is not None and not _TAG.fullmatch(tag):
+    if tag is not None and not re.fullmatch(_TAG, tag):
         raise refuse(f"{tag[:150]!r} is not a tag (at most 128 letters, digits, and . _ -)")
     if digest is not None:
         check_digest(digest, f"invalid reference {text[:300]!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -221,4 +220,4 @@ def probe(directory: Path) -> Probe:
     except (PylayersError, OSError) as error:
         return Probe(False, f"aufs inside {directory}: {error}")
     finally:
-        shutil.rmtree(scratch)
+        delete_tree(scratch)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from pylayers.errors import Unsupported
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.extent import exclusive_usage
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
@@ -116,4 +115,4 @@ def probe(directory: Path) -> Probe:
         for name in ("two", "one"):
             if is_subvolume(scratch / name):
                 destroy_subvolume(scratch / name)
-        shutil.rmtree(scratch)
+        delete_tree(scratch)

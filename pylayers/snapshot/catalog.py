@@ -15,12 +15,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pylayers._native import clear
 from pylayers.errors import (
     AlreadyExists,
     Conflict,
@@ -376,11 +376,7 @@ def explain_version(root: Path) -> str:
 def delete_tree(directory: Path) -> None:
     """Delete a directory tree; what somebody else deletes meanwhile is no error."""
 
-    def forgive(_function: object, _path: object, info: tuple[type, BaseException, object]) -> None:
-        if not isinstance(info[1], FileNotFoundError):
-            raise info[1]
-
-    shutil.rmtree(directory, onerror=forgive)
+    clear.remove_tree(os.fsencode(directory))
 
 
 def _claim(directory: Path, wait: bool = True) -> int:

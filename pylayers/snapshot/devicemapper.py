@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import struct
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, PylayersError, Unsupported
 from pylayers.snapshot import mapper
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import DefaultSnapshotter, open_mounted, translated
 from pylayers.snapshot.mount import mounted
@@ -231,7 +230,7 @@ def probe(directory: Path) -> Probe:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        shutil.rmtree(scratch)
+        delete_tree(scratch)
 
 
 def _try_in(scratch: Path) -> Probe:

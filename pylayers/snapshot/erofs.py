@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from pylayers._native import copyup, erofs, tardiff
 from pylayers.errors import DriverError, PylayersError
 from pylayers.oci.digest import digest_hex
 from pylayers.record import record
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.imagemount import open_image
 from pylayers.snapshot.layerimage import give_metadata, settle_table
@@ -215,7 +214,7 @@ class Driver(StackSnapshotter):
         finally:
             if hidden.exists():
                 self._unlink(hidden / "link")
-                shutil.rmtree(hidden)
+                delete_tree(hidden)
 
 
 def _layers(directory: Path) -> list[Path]:
@@ -300,7 +299,7 @@ def probe(directory: Path) -> Probe:
     except OSError as error:
         return Probe(False, _explain(f"{error.strerror or error} on an EROFS image inside {directory}"))
     finally:
-        shutil.rmtree(scratch)
+        delete_tree(scratch)
 
 
 def _probe_in(scratch: Path) -> Probe:

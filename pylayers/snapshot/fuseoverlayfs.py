@@ -7,7 +7,6 @@ An opaque directory has the attribute and, beside it, the entries `.wh..wh..opq`
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pylayers.diff.apply import WHITEOUT_USERXATTR, in_user_namespace
 from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import PylayersError
 from pylayers.record import replace
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.default import translated
 from pylayers.snapshot.fusemount import PROGRAM, TYPE, find_program, is_served
 from pylayers.snapshot.mount import mounted
@@ -100,4 +99,4 @@ def probe(directory: Path) -> Probe:
     except (PylayersError, OSError) as error:
         return Probe(False, f"{PROGRAM} inside {directory}: {error}")
     finally:
-        shutil.rmtree(scratch)
+        delete_tree(scratch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Protocol, cast
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
 from pylayers.record import record
 from pylayers.snapshot.backing import refuse_backing
-from pylayers.snapshot.catalog import RECORD_FILE, explain_version
+from pylayers.snapshot.catalog import RECORD_FILE, delete_tree, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
 from pylayers.store.mountpoint import detach_below
 
@@ -239,7 +238,8 @@ def _probe_directory(root: Path) -> Iterator[Path]:
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            delete_tree(scratch)
         os.close(claim)
 
 
@@ -268,7 +268,8 @@ def _sweep_probes(above: Path) -> None:
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             detach_below(above / name)
-            shutil.rmtree(above / name, ignore_errors=True)
+            with suppress(OSError):
+                delete_tree(above / name)
         except BlockingIOError:
             continue
         finally:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from pylayers._native import copyup
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import Record, delete_tree
 from pylayers.snapshot.default import DefaultSnapshotter
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind
 
@@ -83,4 +82,4 @@ def probe(directory: Path) -> Probe:
     except OSError as error:
         return Probe(False, f"copying a tree inside {directory} failed: {error}")
     finally:
-        shutil.rmtree(scratch)
+        delete_tree(scratch)

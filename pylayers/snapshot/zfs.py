@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, NoSpace, PermissionDenied, PylayersError
 from pylayers.snapshot.backing import is_rootless
-from pylayers.snapshot.catalog import MAKING, REMOVING, Record
+from pylayers.snapshot.catalog import MAKING, REMOVING, Record, delete_tree
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import SECOND_NS, DefaultSnapshotter, translated
 from pylayers.snapshot.mount import mounted
@@ -296,7 +295,7 @@ def probe(directory: Path) -> Probe:
         return Probe(False, f"zfs datasets for {directory}: {error}")
     finally:
         detach_below(scratch)
-        shutil.rmtree(scratch)
+        delete_tree(scratch)
 
 
 def _try_in(scratch: Path) -> Probe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import posixpath
 import re
@@ -12,9 +11,9 @@ from pathlib import Path
 from pylayers.errors import InvalidInput, NotFound, translate_os_error
 from pylayers.record import record
 
-NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z"
 PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
-_SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
+_SIZE_PATTERN = r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?\Z"
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 
 
@@ -45,7 +44,7 @@ class MountRequest:
 
 def parse_size(text: str) -> int:
     """Read "64m", "1.5g", "1024" or "1024b" as bytes. Raises InvalidInput."""
-    match = _SIZE_PATTERN.match(text.strip())
+    match = re.match(_SIZE_PATTERN, text.strip(), re.IGNORECASE)
     if not match:
         raise InvalidInput(f"invalid size: '{text}'")
     return int(float(match[1]) * _UNITS[match[2].lower()])
@@ -117,7 +116,7 @@ def _volume_options(text: str, given: str) -> dict[str, object]:
 
 def check_name(name: str, given: str = "") -> None:
     """Check a volume's name against docker's rule. Raises InvalidInput."""
-    if not NAME_PATTERN.match(name):
+    if not re.match(NAME_PATTERN, name):
         raise InvalidInput(
             f'"{name}" includes invalid characters for a local volume name, '
             'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed',
@@ -196,6 +195,8 @@ def _recursive(fields: dict[str, str]) -> bool:
 
 
 def _mount_fields(given: str) -> dict[str, str]:
+    import csv
+
     try:
         row = next(csv.reader([given], strict=True), [])
     except csv.Error as error:

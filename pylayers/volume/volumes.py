@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from pylayers._native import clear
 from pylayers.errors import Conflict, IntegrityError, NotFound, translate_os_error
 from pylayers.record import field, record
 from pylayers.volume.parse import check_name
@@ -150,7 +150,7 @@ class VolumeStore:
         try:
             (folder / RECORD).unlink(missing_ok=True)
             sync_directory(folder)
-            shutil.rmtree(folder)
+            clear.remove_tree(os.fsencode(folder))
         except OSError as error:
             raise translate_os_error(error, f"remove volume {volume.name}") from error
 
