@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pylayers._native import erofs
-from pylayers.store.entry import Entry, EntryTable, TableBuilder
+from pylayers.store.entry import EntryTable, TableBuilder
+from pylayers.store.row import Entry
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "20000"))
 FILES_A_FOLDER = 50

@@ -9,7 +9,8 @@ import struct
 import pytest
 
 from pylayers._native import graft
-from pylayers.store.entry import FLAG_HASHED, SOURCE_PATH, SOURCE_RANGE, Entry, EntryTable, TableBuilder
+from pylayers.store.entry import FLAG_HASHED, SOURCE_PATH, SOURCE_RANGE, EntryTable, TableBuilder
+from pylayers.store.row import Entry
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "20000"))
 

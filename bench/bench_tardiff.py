@@ -9,7 +9,8 @@ import pytest
 from blake3 import blake3
 
 from pylayers._native import tardiff
-from pylayers.store.entry import FLAG_HASHED, FLAG_IMPLICIT, FLAG_WHITEOUT, Buffer, Entry, TableBuilder
+from pylayers.store.entry import FLAG_HASHED, FLAG_IMPLICIT, FLAG_WHITEOUT, Buffer, TableBuilder
+from pylayers.store.row import Entry
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "4000"))
 Table = tuple[Buffer, Buffer]

@@ -13,7 +13,8 @@ from blake3 import blake3
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from pylayers._native import tarwrite
-from pylayers.store.entry import SOURCE_HEAP, SOURCE_PATH, SOURCE_STRUCT, Entry, EntryTable, TableBuilder
+from pylayers.store.entry import SOURCE_HEAP, SOURCE_PATH, SOURCE_STRUCT, EntryTable, TableBuilder
+from pylayers.store.row import Entry
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "2000"))
 FILE = 0o100644

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pylayers._native.unpack import NO_OWNER, WHITEOUT_APPLY, unpack
-from pylayers.store.entry import Entry, EntryTable, TableBuilder
+from pylayers.store.entry import EntryTable, TableBuilder
+from pylayers.store.row import Entry
 
 ENTRIES = int(os.environ.get("PYLAYERS_BENCH_ENTRIES", "2000"))
 

@@ -7,7 +7,8 @@ import struct
 from typing import NamedTuple
 
 from pylayers._native import tardiff
-from pylayers.store.entry import Entry, EntryTable
+from pylayers.store.entry import EntryTable
+from pylayers.store.row import Entry
 
 CHANGE_STRUCT = struct.Struct("=III")
 KIND_ADD, KIND_DELETE = 0, 2

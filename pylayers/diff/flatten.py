@@ -23,13 +23,13 @@ from pylayers.store.entry import (
     FLAG_IMPLICIT,
     FLAG_SPARSE,
     SOURCE_RANGE,
-    Entry,
     EntryTable,
     encode_xattrs,
     entry_dtype,
     path_key,
 )
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 if TYPE_CHECKING:
     import numpy as np

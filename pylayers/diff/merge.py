@@ -9,8 +9,9 @@ from blake3 import blake3
 
 from pylayers._native import tardiff
 from pylayers.errors import IntegrityError
-from pylayers.store.entry import FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable
+from pylayers.store.entry import FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 
 def merge_layers(layers: Sequence[Layer]) -> EntryTable:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pylayers.diff.merge import find_row, merge_layers
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, translate_os_error
 from pylayers.record import record
-from pylayers.store.entry import FLAG_HARDLINK, FLAG_SPARSE, Entry, EntryTable
+from pylayers.store.entry import FLAG_HARDLINK, FLAG_SPARSE, EntryTable
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 SYMLINK_LIMIT = 40  # the kernel's MAXSYMLINKS
 

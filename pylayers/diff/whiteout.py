@@ -10,11 +10,11 @@ from pylayers.store.entry import (
     ENTRY_STRUCT,
     FLAG_OPAQUE,
     FLAG_WHITEOUT,
-    Entry,
     EntryTable,
     decode_xattrs,
     encode_xattrs,
 )
+from pylayers.store.row import Entry
 
 OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 OPAQUE_NAMES = tuple(prefix + b"opaque" for prefix in OVERLAY_PREFIXES)

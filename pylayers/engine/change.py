@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from pylayers.diff.merge import find_entry
 from pylayers.snapshot.snapshotter import Changes
-from pylayers.store.entry import ENTRY_SIZE_BYTES, FLAG_OPAQUE, FLAG_WHITEOUT, SOURCE_STRUCT, Entry, EntryTable
+from pylayers.store.entry import ENTRY_SIZE_BYTES, FLAG_OPAQUE, FLAG_WHITEOUT, SOURCE_STRUCT, EntryTable
+from pylayers.store.row import Entry
 
 # Where every container has something mounted (runtime specification, and docker's own three files).
 RUNTIME_TARGETS = ("/proc", "/sys", "/dev", "/etc/hosts", "/etc/resolv.conf", "/etc/hostname")

@@ -19,8 +19,9 @@ from pylayers.diff.merge import merge_layers
 from pylayers.image.attestation import Predicate
 from pylayers.oci.digest import hex_of
 from pylayers.record import record
-from pylayers.store.entry import FLAG_HARDLINK, Entry, EntryTable
+from pylayers.store.entry import FLAG_HARDLINK, EntryTable
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 SPDX_TYPE = "https://spdx.dev/Document"
 CYCLONEDX_TYPE = "https://cyclonedx.org/bom"

@@ -17,9 +17,9 @@ from pylayers.store.entry import (
     FLAG_WHITEOUT,
     SOURCE_PATH,
     SOURCE_STRUCT,
-    Entry,
     EntryTable,
 )
+from pylayers.store.row import Entry
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,12 +8,8 @@ from collections.abc import Sequence
 
 from pylayers._native import changeset, tardiff
 from pylayers.snapshot.snapshotter import Changes
-from pylayers.store.entry import (
-    ENTRY_STRUCT,
-    FLAG_WHITEOUT,
-    Entry,
-    path_key,
-)
+from pylayers.store.entry import ENTRY_STRUCT, FLAG_WHITEOUT, path_key
+from pylayers.store.row import Entry
 
 KIND_BITS = 0o170000
 

@@ -21,8 +21,9 @@ from pylayers.snapshot.catalog import Catalog, Record
 from pylayers.snapshot.changeset import disk_usage, pack_changes
 from pylayers.snapshot.mount import is_mounted_from, mount, unmount
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind, SnapshotStat, Usage
-from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, Entry, EntryTable, TableBuilder
+from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, EntryTable, TableBuilder
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 if TYPE_CHECKING:
     import numpy as np

@@ -28,9 +28,10 @@ from pylayers.snapshot.lower import LowerStack
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
-from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, Entry, TableBuilder
+from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, TableBuilder
 from pylayers.store.index import open_index, write_index
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 IMAGE, TAR, INDEX = "layer.erofs", "layer.tar", "layer.idx"
 # Above so many lowers they are merged: each costs a mount some 0.2 ms and every look-up a step; overlayfs takes 500.

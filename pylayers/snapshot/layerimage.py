@@ -17,10 +17,10 @@ from pylayers.store.entry import (
     FLAG_IMPLICIT,
     FLAG_OPAQUE,
     FLAG_WHITEOUT,
-    Entry,
     EntryTable,
     encode_xattrs,
 )
+from pylayers.store.row import Entry
 
 MARKED = FLAG_WHITEOUT | FLAG_OPAQUE | FLAG_IMPLICIT
 

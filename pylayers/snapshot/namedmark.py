@@ -13,7 +13,8 @@ from contextlib import suppress
 
 from pylayers.diff.whiteout import is_whiteout
 from pylayers.snapshot.lower import Found, LowerStack
-from pylayers.store.entry import ENTRY_STRUCT, FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable, path_key
+from pylayers.store.entry import ENTRY_STRUCT, FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable, path_key
+from pylayers.store.row import Entry
 
 PREFIX = b".wh."
 OPAQUE = b".wh..wh..opq"

@@ -25,7 +25,8 @@ from pylayers.snapshot.overlaytrial import try_overlay
 from pylayers.snapshot.projectquota import sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options
-from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable
+from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
+from pylayers.store.row import Entry
 
 ROOT = "root"
 

@@ -9,7 +9,8 @@ from pylayers._native import changeset, tardiff
 from pylayers.snapshot.changeset import KIND_BITS, pack_changes
 from pylayers.snapshot.lower import Found, LowerStack, read_xattrs
 from pylayers.snapshot.snapshotter import Changes
-from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable
+from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
+from pylayers.store.row import Entry
 
 NO_PARENT_ROOT = (stat.S_IFDIR | 0o755, 0, 0)
 BLOCK_BYTES = 1 << 20

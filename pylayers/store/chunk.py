@@ -16,9 +16,10 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from pylayers._native import chunking
-from pylayers.store.entry import ENTRY_FIELDS, ENTRY_SIZE_BYTES, FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, Entry
+from pylayers.store.entry import ENTRY_FIELDS, ENTRY_SIZE_BYTES, FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE
 from pylayers.store.index import CHUNK_SIZE_BYTES, CHUNK_STRUCT
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 from pylayers.store.store import Store
 
 MIN_BYTES = 64 << 10

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pylayers.record import record
+from pylayers.store.row import Entry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,36 +61,6 @@ SOURCE_NONE = 0  # no data
 SOURCE_PATH = 1  # open heap[offset:offset+length] beneath fd
 SOURCE_RANGE = 2  # size_bytes at offset of fd
 SOURCE_HEAP = 3  # size_bytes at heap[offset:]
-
-
-class Entry(NamedTuple):
-    """One record, unpacked; field meanings are those of pyx/entry.pxd."""
-
-    path_offset: int = 0
-    link_offset: int = 0
-    xattr_offset: int = 0
-    header_offset: int = 0
-    data_offset: int = 0
-    size_bytes: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    device: int = 0
-    inode: int = 0
-    path_length: int = 0
-    link_length: int = 0
-    xattr_length: int = 0
-    mode: int = 0
-    uid: int = 0
-    gid: int = 0
-    rdev_major: int = 0
-    rdev_minor: int = 0
-    nlink: int = 1
-    flags: int = 0
-    layer: int = 0
-    chunk_first: int = 0
-    chunk_count: int = 0
-    reserved: int = 0
-    blake3: bytes = bytes(32)
 
 
 def encode_xattrs(xattrs: dict[bytes, bytes]) -> bytes:

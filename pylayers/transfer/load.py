@@ -23,9 +23,10 @@ from pylayers.oci.manifest import MEDIA_CONFIG, MEDIA_LAYER_TAR, Index, Manifest
 from pylayers.oci.reference import Reference
 from pylayers.record import record
 from pylayers.store import Store
-from pylayers.store.entry import Entry, EntryTable
+from pylayers.store.entry import EntryTable
 from pylayers.store.lease import Lease
 from pylayers.store.metadata import ImageRecord
+from pylayers.store.row import Entry
 from pylayers.store.tarindex import scan_content
 from pylayers.transfer.archive import BLOCK_BYTES, detect_compression, is_tar, read_pieces
 from pylayers.transfer.archivetar import DOCKER_NAME

@@ -14,8 +14,9 @@ from pylayers.errors import NoSpace, Unsupported
 from pylayers.snapshot import erofs, imagemount
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Snapshotter
-from pylayers.store.entry import FLAG_SPARSE, Entry, TableBuilder
+from pylayers.store.entry import FLAG_SPARSE, TableBuilder
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
 from tests.conformance.stage import Stage, scanned, write

@@ -22,12 +22,12 @@ from pylayers.store.entry import (
     SOURCE_PATH,
     SOURCE_RANGE,
     SOURCE_STRUCT,
-    Entry,
     EntryTable,
     TableBuilder,
     encode_xattrs,
     path_key,
 )
+from pylayers.store.row import Entry
 
 TYPEFLAGS = {
     stat.S_IFREG: b"0",

@@ -15,12 +15,12 @@ from pylayers.store.entry import (
     FLAG_IMPLICIT,
     FLAG_OPAQUE,
     FLAG_WHITEOUT,
-    Entry,
     EntryTable,
     TableBuilder,
     encode_xattrs,
     path_key,
 )
+from pylayers.store.row import Entry
 
 
 @dataclass(frozen=True)

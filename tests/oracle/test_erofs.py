@@ -23,11 +23,11 @@ from pylayers.store.entry import (
     FLAG_OPAQUE,
     FLAG_SPARSE,
     FLAG_WHITEOUT,
-    Entry,
     EntryTable,
     TableBuilder,
     encode_xattrs,
 )
+from pylayers.store.row import Entry
 from tests.oracle.erofs_reader import Node, Reader
 
 NAMES = st.one_of(

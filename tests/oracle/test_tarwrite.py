@@ -39,9 +39,9 @@ from pylayers.store.entry import (
     SOURCE_PATH,
     SOURCE_RANGE,
     SOURCE_STRUCT,
-    Entry,
     TableBuilder,
 )
+from pylayers.store.row import Entry
 from tests.oracle.canonical import Given, Item, check_against_oracle, make_table
 
 DIRECTORY = stat.S_IFDIR | 0o755

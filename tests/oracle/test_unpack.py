@@ -23,10 +23,10 @@ from pylayers.store.entry import (
     FLAG_OPAQUE,
     FLAG_SPARSE,
     FLAG_WHITEOUT,
-    Entry,
     TableBuilder,
     encode_xattrs,
 )
+from pylayers.store.row import Entry
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="owners and devices need root")]
 

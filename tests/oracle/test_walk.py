@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pylayers._native import walk as kernel
-from pylayers.store.entry import ENTRY_SIZE_BYTES, ENTRY_STRUCT, FLAG_HASHED, Entry, EntryTable, path_key
+from pylayers.store.entry import ENTRY_SIZE_BYTES, ENTRY_STRUCT, FLAG_HASHED, EntryTable, path_key
+from pylayers.store.row import Entry
 from tests.oracle.tree import FOREVER_NS, Row, observe_tree, opened, paths_of, unpack
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pylayers.store.entry import FLAG_HARDLINK, Entry, EntryTable, path_key
+from pylayers.store.entry import FLAG_HARDLINK, EntryTable, path_key
+from pylayers.store.row import Entry
 
 FOREVER_NS = 1 << 62
 

@@ -19,10 +19,10 @@ from pylayers.store.entry import (
     SOURCE_NONE,
     SOURCE_PATH,
     SOURCE_STRUCT,
-    Entry,
     EntryTable,
     TableBuilder,
 )
+from pylayers.store.row import Entry
 
 KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO)
 NAMES = st.lists(st.sampled_from([b"a", b"b", b"a-", b"\xff"]), min_size=1, max_size=4)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from pylayers.build.copy.rows import Graft, LayerRows, join
 from pylayers.build.source.local import GraftedRows
-from pylayers.store.entry import FLAG_HARDLINK, SOURCE_HEAP, SOURCE_STRUCT, Entry, EntryTable, TableBuilder, path_key
+from pylayers.store.entry import (
+    FLAG_HARDLINK,
+    SOURCE_HEAP,
+    SOURCE_STRUCT,
+    EntryTable,
+    TableBuilder,
+    path_key,
+)
+from pylayers.store.row import Entry
 
 NAMES = [b"a", b"b", b"b-", b"c", b"\xff"]
 

@@ -14,11 +14,11 @@ from pylayers.store.entry import (
     FLAG_HARDLINK,
     FLAG_HASHED,
     SOURCE_STRUCT,
-    Entry,
     EntryTable,
     TableBuilder,
     path_key,
 )
+from pylayers.store.row import Entry
 
 SIZE_BYTES = 1 << 20
 NAMES = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4).map(lambda parts: "/".join(parts).encode())

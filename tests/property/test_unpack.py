@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylayers._native.unpack import NO_OWNER, WHITEOUT_APPLY, unpack
-from pylayers.store.entry import FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, Entry, TableBuilder
+from pylayers.store.entry import FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, TableBuilder
+from pylayers.store.row import Entry
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"a-", b"\xff"])
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map(b"/".join)

@@ -8,8 +8,9 @@ import os
 import tarfile
 
 from pylayers.store import Layer, Store
-from pylayers.store.entry import Entry, EntryTable, TableBuilder
+from pylayers.store.entry import EntryTable, TableBuilder
 from pylayers.store.lease import Lease
+from pylayers.store.row import Entry
 
 
 def make_table(*names: bytes) -> EntryTable:

@@ -7,7 +7,8 @@ import stat
 import pytest
 
 from pylayers.diff.compare import list_changes
-from pylayers.store.entry import FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, Entry, EntryTable, TableBuilder
+from pylayers.store.entry import FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable, TableBuilder
+from pylayers.store.row import Entry
 
 DIRECTORY, FILE, LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
 

@@ -20,11 +20,11 @@ from pylayers.store.entry import (
     SOURCE_HEAP,
     SOURCE_NONE,
     SOURCE_STRUCT,
-    Entry,
     EntryTable,
     TableBuilder,
 )
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: layers set owners")
 DIRECTORY = stat.S_IFDIR | 0o755

@@ -9,11 +9,11 @@ from pylayers.store.entry import (
     FLAG_HARDLINK,
     FLAG_OPAQUE,
     FLAG_WHITEOUT,
-    Entry,
     EntryTable,
     TableBuilder,
     encode_xattrs,
 )
+from pylayers.store.row import Entry
 
 
 def converted(*rows: tuple[bytes, Entry, dict[bytes, bytes]]) -> dict[bytes, tuple[Entry, dict[bytes, bytes]]]:

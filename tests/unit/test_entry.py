@@ -13,7 +13,6 @@ from pylayers.store.entry import (
     ENTRY_FIELDS,
     ENTRY_SIZE_BYTES,
     ENTRY_STRUCT,
-    Entry,
     EntryTable,
     TableBuilder,
     decode_xattrs,
@@ -21,6 +20,7 @@ from pylayers.store.entry import (
     entry_dtype,
     path_key,
 )
+from pylayers.store.row import Entry
 
 DECLARATIONS = (Path(__file__).parents[2] / "pyx" / "entry.pxd").read_text()
 C_TYPES = {"uint64_t": "Q", "int64_t": "q", "uint32_t": "I", "uint8_t[32]": "32s"}

@@ -8,7 +8,7 @@ import pytest
 from blake3 import blake3
 
 from pylayers.errors import IntegrityError
-from pylayers.store.entry import Entry, EntryTable, TableBuilder, encode_xattrs
+from pylayers.store.entry import EntryTable, TableBuilder, encode_xattrs
 from pylayers.store.index import (
     CHUNK_STRUCT,
     HEADER_SIZE_BYTES,
@@ -18,6 +18,7 @@ from pylayers.store.index import (
     encode_index,
     open_index,
 )
+from pylayers.store.row import Entry
 from tests.unit.store_sample import make_table
 
 GOLDEN = Path(__file__).parents[1] / "corpus" / "golden" / "layer.idx"

@@ -21,11 +21,11 @@ from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     ENTRY_STRUCT,
     FLAG_IMPLICIT,
-    Entry,
     EntryTable,
     TableBuilder,
     encode_xattrs,
 )
+from pylayers.store.row import Entry
 
 if TYPE_CHECKING:
     from pylayers.build.source.table import TableTree

@@ -322,8 +322,9 @@ def statement_layer(session: BuildSession, output: Output, image: BuiltImage, tr
     from blake3 import blake3
 
     from pylayers.diff.flatten import hash_files
-    from pylayers.store.entry import FLAG_HASHED, FLAG_IMPLICIT, Entry, TableBuilder
+    from pylayers.store.entry import FLAG_HASHED, FLAG_IMPLICIT, TableBuilder
     from pylayers.store.layer import Layer
+    from pylayers.store.row import Entry
 
     subjects = [(path.decode(errors="replace"), digest) for path, digest in hash_files(tree)]
     builder, content = TableBuilder(), b""

@@ -29,9 +29,9 @@ from pylayers.store.entry import (
     SOURCE_PATH,
     SOURCE_STRUCT,
     Buffer,
-    Entry,
     EntryTable,
 )
+from pylayers.store.row import Entry
 from pylayers.store.statcache import KnownTree, StatCache
 
 if TYPE_CHECKING:

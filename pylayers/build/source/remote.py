@@ -16,7 +16,8 @@ from pylayers.build.session import BuildSession
 from pylayers.build.source.table import TableTree
 from pylayers.errors import Conflict, IntegrityError, InvalidInput, NotFound, PermissionDenied, PylayersError
 from pylayers.record import record
-from pylayers.store.entry import FLAG_HASHED, Entry, TableBuilder
+from pylayers.store.entry import FLAG_HASHED, TableBuilder
+from pylayers.store.row import Entry
 
 FILE_MODE = 0o600
 REDIRECT_LIMIT = 10

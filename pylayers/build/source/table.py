@@ -22,11 +22,11 @@ from pylayers.store.entry import (
     FLAG_HASHED,
     FLAG_IMPLICIT,
     SOURCE_RANGE,
-    Entry,
     EntryTable,
     TableBuilder,
 )
 from pylayers.store.layer import Layer
+from pylayers.store.row import Entry
 
 if TYPE_CHECKING:
     from pylayers.build.source.pathfilter import PathFilter
