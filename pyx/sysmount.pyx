@@ -54,6 +54,7 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
     int getpagesize()
+    int syncfs(int fd)
 
 cdef extern from "<sched.h>" nogil:
     int c_unshare "unshare"(int flags)
@@ -392,6 +393,15 @@ def become_subreaper():
     """Make this process the parent of its orphaned descendants (prctl)."""
     if c_prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
         raise OSError(errno, strerror(errno).decode(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def sync_file_system(int descriptor):
+    """Write all of a descriptor's file system to the disk (syncfs). Releases the GIL. Raises OSError."""
+    cdef int failed
+    with nogil:
+        failed = syncfs(descriptor)
+    if failed != 0:
+        raise OSError(errno, strerror(errno).decode(), "syncfs")
 
 
 def has_x32():

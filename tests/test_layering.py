@@ -68,7 +68,7 @@ KERNEL_LINES = 350
 LONGER_KERNELS = {
     "erofs.pyx": 420,  # one inode of every kind, and its directories
     "gather.pxd": 470,  # the threaded directory walk: its queue and its workers are one state machine
-    "sysmount.pyx": 410,  # one wrapper a system call
+    "sysmount.pyx": 420,  # one wrapper a system call
     "unpack.pyx": 450,  # one entry of every kind, and the order in which attributes are put
 }
 FUNCTION_LINES = 75

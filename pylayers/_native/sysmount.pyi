@@ -56,5 +56,8 @@ def move_mount(mount_fd: int, directory_fd: int, path: bytes) -> None:
 def become_subreaper() -> None:
     """Make this process the parent of its orphaned descendants (prctl). Raises OSError."""
 
+def sync_file_system(descriptor: int) -> None:
+    """Write all of a descriptor's file system to the disk (syncfs). Releases the GIL. Raises OSError."""
+
 def has_x32() -> bool:
     """Tell whether the kernel runs programs of the x32 ABI; False on other machines than x86-64."""

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from pylayers.container.record import (
     EXITED,
     LOG,
     RUNNING,
+    UNKNOWN_EXIT_CODE,
+    ContainerSpec,
     State,
     boot_id,
     load_spec,
@@ -40,18 +43,21 @@ from pylayers.snapshot import mount as snapshot_mount
 
 CHUNK_BYTES = 64 << 10
 DRAIN_MS = 200
+ADOPTION_LIMIT_S = 5
 
 
 class Monitor:
     """Hold one run of a container from start to removal."""
 
-    def __init__(self, directory: Path, status_fd: int, lock_fd: int, client: tuple[int, int, int]) -> None:
+    def __init__(
+        self, directory: Path, spec: ContainerSpec, status_fd: int, lock_fd: int, client: tuple[int, int, int]
+    ) -> None:
         self.directory = directory
         self.status_fd = status_fd
         self.lock_fd = lock_fd
         self.client_in, *outputs = client
         self.client_out = {"stdout": outputs[0], "stderr": outputs[1]}
-        self.spec = load_spec(directory)
+        self.spec = spec
         self.root = directory / "bundle" / "rootfs"
         self.log = LogWriter(directory / LOG)
         self.launched: Launched | None = None
@@ -162,8 +168,7 @@ class Monitor:
             self.client_in = -1
 
     def _wait(self, launched: Launched) -> int:
-        _, status = os.waitpid(launched.waited_pid, 0)
-        code = os.waitstatus_to_exitcode(status)
+        code = await_exit(launched.waited_pid)
         return 128 - code if code < 0 else code
 
     def _finish(self, state: State, code: int) -> None:
@@ -177,11 +182,11 @@ class Monitor:
             write_state(self.directory, ended)
         # In place, not by rename: who waits holds this very file, also when the directory goes now.
         (self.directory / EXIT).write_text(f"{code}\n")
+        self.report({"exit": code})  # the caller removes the snapshot while the directory goes here
         if self.spec.remove_on_exit:
             from pylayers.container.remove import delete_directory
 
             delete_directory(self.directory)
-        self.report({"exit": code})
 
     def _unmount(self) -> None:
         try:
@@ -203,15 +208,45 @@ class Monitor:
         self.report({"error": error.message, "hint": error.hint, "exit_code": code})
 
 
+def await_exit(pid: int) -> int:
+    """Wait for a process that has ended, and is our child or about to become it; return its exit code, -n for a signal.
+
+    A runtime may fork a process that starts the container and outlives the runtime for a moment: until that has gone
+    too, the container isn't ours.
+    """
+    deadline_s = time.monotonic() + ADOPTION_LIMIT_S
+    while True:
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            if time.monotonic() > deadline_s or not os.path.exists(f"/proc/{pid}"):
+                return UNKNOWN_EXIT_CODE
+            time.sleep(0.001)
+
+
 def main(arguments: list[str]) -> int:
-    """Leave the caller (second fork), then watch."""
-    directory, status_fd, lock_fd, *client = arguments
-    if os.fork():
+    """Watch the container that the command line names."""
+    directory = Path(arguments[0])
+    status_fd, lock_fd, stdin_fd, stdout_fd, stderr_fd = map(int, arguments[1:])
+    return watch(directory, load_spec(directory), status_fd, lock_fd, (stdin_fd, stdout_fd, stderr_fd))
+
+
+def watch(
+    directory: Path,
+    spec: ContainerSpec,
+    status_fd: int,
+    lock_fd: int,
+    client: tuple[int, int, int],
+    *,
+    leave: bool = True,
+) -> int:
+    """Leave the caller (a second fork), then watch; return the process's exit status."""
+    if leave and os.fork():
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     sysmount.become_subreaper()
-    monitor = Monitor(Path(directory), int(status_fd), int(lock_fd), (int(client[0]), int(client[1]), int(client[2])))
+    monitor = Monitor(directory, spec, status_fd, lock_fd, client)
 
     def resized(*_: object) -> None:
         if monitor.launched is not None:

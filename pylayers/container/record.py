@@ -105,6 +105,8 @@ def _tuple(value: Any) -> Any:
 def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
     """Write a new container; it isn't started. Return its spec, dated. Crash-safe: config.json is written last.
 
+    One that removes itself isn't flushed: a power cut ends it, and may leave config.json empty.
+
     Raises AlreadyExists, InvalidInput (restart policies), NoSpace, PermissionDenied.
     """
     if spec.restart_policy not in ("no", ""):
@@ -120,7 +122,7 @@ def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
             raise AlreadyExists(f"container {spec.id[:12]} already exists")
         write_state(directory, State())
         (directory / LOG).touch(mode=0o640)
-        write_atomically(directory / CONFIG, spec_to_json(spec))
+        write_atomically(directory / CONFIG, spec_to_json(spec), durable=not spec.remove_on_exit)
     except OSError as error:
         raise translate_os_error(error, f"create container {spec.id[:12]}") from error
     return spec
@@ -143,7 +145,10 @@ def load_spec(directory: Path) -> ContainerSpec:
     """Read a container's spec. Raises NotFound, IntegrityError."""
     try:
         with (directory / CONFIG).open("rb") as file:
-            return spec_from_json(file.read(RECORD_LIMIT_BYTES))
+            content = file.read(RECORD_LIMIT_BYTES)
+        if not content:  # of a container that was to remove itself, see create: a power cut took it
+            raise FileNotFoundError
+        return spec_from_json(content)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -77,6 +77,12 @@ def build_config(
     return config
 
 
+def load_rules(isolation: Isolation) -> None:
+    """Load what build_config takes of a seccomp profile, which is then kept. Raises NotFound, InvalidInput."""
+    if not isolation.privileged:
+        load_seccomp(isolation.seccomp, choose_capabilities(isolation))
+
+
 def build_process(process: Process, isolation: Isolation, user: User, capabilities: Sequence[str]) -> dict[str, Any]:
     """Return the OCI process object; runtimes take the same for exec."""
     if not process.arguments:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pylayers
-from pylayers.container.record import RUNNING, load_spec, load_state, locked
+from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.container.remove import clean_leftovers
 from pylayers.container.stop import send_signal
 from pylayers.errors import Conflict, ContainerError, NotFound, translate_os_error
@@ -24,12 +24,20 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 def start(
-    directory: Path, *, attach: bool = False, stdin_fd: int = 0, stdout_fd: int = 1, stderr_fd: int = 2
+    directory: Path,
+    *,
+    attach: bool = False,
+    stdin_fd: int = 0,
+    stdout_fd: int = 1,
+    stderr_fd: int = 2,
+    when_over: Callable[[], None] | None = None,
 ) -> int | None:
     """Start a created or ended container; a running one is left as it is. Returns once it runs.
 
     attach=True passes its output (and with an interactive spec its input) and returns its exit code; signals that this
-    process gets meanwhile go to the container. Raises ContainerError (125, 126, 127), NotFound, Conflict.
+    process gets meanwhile go to the container. when_over is called when such a one has ended and is unmounted, beside
+    the monitor, which removes the directory of a --rm container. Raises ContainerError (125, 126, 127), NotFound,
+    Conflict.
     """
     spec = load_spec(directory)
     with locked(directory) as lock_fd:
@@ -41,7 +49,7 @@ def start(
             return None
         clean_leftovers(directory, spec)
         client = (stdin_fd if attach and spec.interactive else -1, *((stdout_fd, stderr_fd) if attach else (-1, -1)))
-        status_fd = _spawn_monitor(directory, lock_fd, client)
+        status_fd, child = _spawn_monitor(directory, spec, lock_fd, client, stays=attach)
     reports = _Reports(status_fd)
     try:
         if not attach:
@@ -52,17 +60,28 @@ def start(
             monitor_pid = _check_started(directory, reports)
             with _client_terminal(stdin_fd, spec.interactive and spec.process.terminal, monitor_pid):
                 ended = reports.next()
+                if ended is None or "exit" not in ended:
+                    raise ContainerError(
+                        f"the monitor of container {spec.id[:12]} was killed", hint=f"pylayers inspect {spec.id[:12]}"
+                    )
+                if when_over is not None:
+                    when_over()
+                reports.next()  # until it has left
     finally:
         os.close(status_fd)
-    if ended is None or "exit" not in ended:
-        raise ContainerError(
-            f"the monitor of container {spec.id[:12]} was killed", hint=f"pylayers inspect {spec.id[:12]}"
-        )
+        if child and reports.ended:
+            os.waitpid(child, 0)
     return int(ended["exit"])
 
 
-def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> int:
-    """Start the monitor, and return the read end of its reports."""
+def _spawn_monitor(
+    directory: Path, spec: ContainerSpec, lock_fd: int, client: tuple[int, ...], *, stays: bool
+) -> tuple[int, int]:
+    """Start the monitor, and return the read end of its reports and its pid where it is our child, else 0.
+
+    stays: we wait for its end, so it may be our child, which saves a fork.
+    """
+    child = 0
     read_end, write_end = os.pipe()
     copies: list[int] = []
     try:
@@ -70,7 +89,7 @@ def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> in
         for descriptor in client:
             copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor >= 0 else -1)
         if threading.active_count() == 1:
-            _fork_monitor(directory, write_end, lock_fd, copies)
+            child = _fork_monitor(directory, spec, write_end, lock_fd, copies, leave=not stays)
         else:  # a fork would copy locks that other threads hold
             _execute_monitor(directory, write_end, lock_fd, copies)
     except OSError as error:
@@ -79,7 +98,7 @@ def _spawn_monitor(directory: Path, lock_fd: int, client: tuple[int, ...]) -> in
     finally:
         for descriptor in (write_end, *(copy for copy in copies if copy >= 0)):
             os.close(descriptor)
-    return read_end
+    return read_end, child
 
 
 def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
@@ -103,11 +122,19 @@ def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list
     child.wait()  # it forks at once and leaves
 
 
-def _fork_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
-    """Make the monitor a grandchild of this process: a third of the time that a new interpreter takes."""
-    from pylayers.container import monitor  # before the fork, as whoever forks once may do so again
+def _fork_monitor(
+    directory: Path, spec: ContainerSpec, write_end: int, lock_fd: int, copies: list[int], *, leave: bool
+) -> int:
+    """Fork the monitor: a third of the time that a new interpreter takes.
 
-    arguments = [str(directory.absolute()), str(write_end), str(lock_fd), *map(str, copies)]
+    leave makes it a grandchild, and 0 is returned; else its pid, for the caller to wait for.
+    """
+    # Before the fork, as whoever forks once may do so again: the modules, and what they keep of the seccomp profile.
+    from pylayers.container import monitor
+    from pylayers.container.spec import load_rules
+
+    load_rules(spec.isolation)
+    descriptors = (write_end, lock_fd, (copies[0], copies[1], copies[2]))
     log_fd = os.open(directory / "monitor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         child = os.fork()
@@ -115,7 +142,7 @@ def _fork_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[in
             status = 1
             try:
                 _leave_caller(log_fd, {write_end, lock_fd, *copies})
-                status = monitor.main(arguments)
+                status = monitor.watch(directory.absolute(), spec, *descriptors, leave=leave)
             except BaseException:
                 import traceback
 
@@ -123,7 +150,9 @@ def _fork_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[in
             finally:
                 sys.stderr.flush()
                 os._exit(status)
-        os.waitpid(child, 0)
+        if leave:
+            os.waitpid(child, 0)
+        return 0 if leave else child
     finally:
         os.close(log_fd)
 
@@ -158,12 +187,14 @@ class _Reports:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._buffer = b""
+        self.ended = False  # the monitor has gone
 
     def next(self) -> dict[str, Any] | None:
         """Wait for the next line; None when the monitor is gone."""
         while b"\n" not in self._buffer:
             content = os.read(self._descriptor, 4096)
             if not content:
+                self.ended = True
                 return None
             self._buffer += content
         line, _, self._buffer = self._buffer.partition(b"\n")

@@ -15,6 +15,7 @@ from pylayers.container.record import ContainerSpec, State
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import check_name, invent_name
 from pylayers.engine.process import choose_timeout, make_process
+from pylayers.engine.reap import find_ended, find_forgotten, is_made
 from pylayers.engine.storage import limit_snapshot, read_storage_options
 from pylayers.errors import Conflict, NotFound
 from pylayers.image.unpack import has_snapshot, unpack_layers
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from pylayers.diff.compare import PathChange
     from pylayers.engine import Engine
 
-# A record without its directory is a container that removed itself; a younger one may be about to be made.
-REAP_AFTER_NS = 60 * 1_000_000_000
 CONTAINER_LABEL = "pylayers.container"
 
 
@@ -116,7 +115,7 @@ class ContainerActions:
             lease.hold("blob", found.digest)
             lease.hold("snapshot", container_id)
             engine.store.metadata.containers.add(
-                ContainerRecord(container_id, name, found.digest, None, time.time_ns())
+                ContainerRecord(container_id, name, found.digest, None, time.time_ns()), durable=not options.remove
             )
             try:
                 spec = ContainerSpec(
@@ -148,7 +147,7 @@ class ContainerActions:
         engine = self._engine
         driver = engine.driver()
         chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
-        driver.prepare(spec.id, chain)
+        driver.prepare(spec.id, chain, lasting=not spec.remove_on_exit)
         limit_snapshot(driver, spec.id, spec.size_limit_bytes)
         rootfs = driver.mounts(spec.id)
         made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
@@ -176,12 +175,16 @@ class ContainerActions:
 
         directory = self._directory(name)
         spec = record.load_spec(directory)
+
+        def forget() -> None:
+            self._forget(spec.id, durable=False)
+
         try:
-            code = start(directory, attach=True)
-        finally:
+            return start(directory, attach=True, when_over=forget if spec.remove_on_exit else None) or 0
+        except BaseException:
             if spec.remove_on_exit and not directory.exists():
-                self._discard(spec.id)
-        return code or 0
+                self._discard(spec.id, durable=False)
+            raise
 
     def run(
         self, image: str, command: Sequence[str] = (), options: ContainerOptions | None = None, *, detach: bool = False
@@ -233,23 +236,29 @@ class ContainerActions:
         self._discard(spec.id, keep_volumes=not volumes and not spec.remove_on_exit)
         return spec.id
 
-    def _discard(self, container_id: str, *, keep_volumes: bool = False) -> None:
-        """Remove what is left of a container: snapshot, anonymous volumes, record."""
-        from pylayers.container.record import CONFIG
+    def _discard(self, container_id: str, *, keep_volumes: bool = False, durable: bool = True) -> None:
+        """Remove what is left of a container: directory, snapshot, anonymous volumes, record."""
         from pylayers.container.remove import delete_directory
 
         directory = self._parent / container_id
-        if directory.exists() and not (directory / CONFIG).exists():
+        if directory.exists() and not is_made(directory):
             delete_directory(directory)
         elif directory.exists():
             self._remove_made(directory)
+        self._forget(container_id, keep_volumes=keep_volumes, durable=durable)
+
+    def _forget(self, container_id: str, *, keep_volumes: bool = False, durable: bool = True) -> None:
+        """Remove a container's snapshot, anonymous volumes and record.
+
+        Without durable a power cut may bring the record back, for reap to find.
+        """
         driver = self._engine.driver()
         if has_snapshot(driver, container_id):
             driver.remove(container_id)
         if not keep_volumes:
             self._engine.volumes.remove_anonymous(CONTAINER_LABEL, container_id)
         if self._engine.store.metadata.containers.get(container_id) is not None:
-            self._engine.store.metadata.containers.delete(container_id)
+            self._engine.store.metadata.containers.delete(container_id, durable=durable)
 
     def _remove_made(self, directory: Path) -> None:
         from pylayers.container.remove import remove
@@ -257,11 +266,10 @@ class ContainerActions:
         remove(directory, force=True)
 
     def reap(self) -> None:
-        """Remove what containers that removed themselves (--rm) have left in the store."""
-        oldest = time.time_ns() - REAP_AFTER_NS
-        for known in list(self._engine.store.metadata.containers.walk()):
-            if known.created_ns < oldest and not (self._parent / known.id).exists():
-                self._discard(known.id)
+        """Remove what containers that removed themselves (--rm), or were to before the machine stopped, have left."""
+        known = self._engine.store.metadata.containers.walk()
+        for container_id in (*find_forgotten(self._parent, known), *find_ended(self._parent)):
+            self._discard(container_id)
 
     def list(self, *, everything: bool = False) -> Sequence[Container]:
         """Return the running containers (everything=True: all), newest first."""
@@ -275,7 +283,7 @@ class ContainerActions:
 
     def _directory(self, name: str) -> Path:
         found = self._engine.store.metadata.containers.find(name)
-        if found is not None and (self._parent / found.id / record.CONFIG).exists():
+        if found is not None and is_made(self._parent / found.id):
             return self._parent / found.id
         raise NotFound(f"no such container: {name}", hint="pylayers ps --all")
 

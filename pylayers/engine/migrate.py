@@ -29,9 +29,9 @@ from pylayers.errors import (
 from pylayers.image.unpack import has_snapshot, unpack_layers
 from pylayers.record import record as make_record
 from pylayers.record import replace
-from pylayers.snapshot.carry import carry_changes, find_name, flush
+from pylayers.snapshot.carry import carry_changes, find_name
 from pylayers.snapshot.catalog import UNPACKING
-from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.mount import flush, mounted
 from pylayers.snapshot.select import check_name, has_data, mark_migration, migration_target, open_driver, require_driver
 from pylayers.snapshot.snapshotter import SnapshotKind, Snapshotter
 

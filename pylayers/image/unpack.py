@@ -30,7 +30,7 @@ def unpack_layers(driver: Snapshotter, diff_ids: Sequence[str], open_layer: Call
 def unpack_one(driver: Snapshotter, name: str, parent: str | None, layer: Layer) -> None:
     """Apply one layer over its parent and commit the result under its chain id."""
     key = f"{UNPACKING}{os.urandom(16).hex()}"
-    driver.prepare(key, parent)
+    driver.prepare(key, parent, lasting=False)
     try:
         driver.apply(key, layer)
         driver.commit(name, key)

@@ -83,6 +83,8 @@ class Driver(StackSnapshotter):
                 delete_tree(self.root / folder / identity)
         (self.root / "layers" / identity).unlink(missing_ok=True)
 
+    _flush = DefaultSnapshotter._flush  # stack's looks into `diff`
+
     def _seal(self, directory: Path) -> None:
         with suppress(FileNotFoundError):
             (self.root / "mnt" / directory.name).rmdir()

@@ -102,15 +102,3 @@ def find_name(changes: Changes, prefix: bytes) -> bytes | None:
     return None
 
 
-def flush(top: Path) -> None:
-    """Write the file system of a directory to disk (syncfs(2)); an overlay writes its upper's. Raises OSError."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if libc.syncfs(descriptor):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(top))
-    finally:
-        os.close(descriptor)

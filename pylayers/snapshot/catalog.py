@@ -33,6 +33,7 @@ from pylayers.errors import (
 from pylayers.oci.digest import hex_of
 from pylayers.record import record, replace, to_mapping
 from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
+from pylayers.store.file import sync_path
 
 MAKING = ".making-"
 REMOVING = ".removing-"
@@ -97,7 +98,7 @@ class Catalog:
             if not (root / VERSION_FILE).exists():
                 with self._locked():
                     fresh = root / f"{VERSION_FILE}.new"
-                    _write_synced(fresh, f"{FORMAT_VERSION}\n".encode())
+                    _write(fresh, f"{FORMAT_VERSION}\n".encode())
                     os.replace(fresh, root / VERSION_FILE)
         except OSError as error:
             raise translate_os_error(error, f"open the snapshots in {root}") from error
@@ -161,12 +162,19 @@ class Catalog:
     # -- changing ----------------------------------------------------------------------------------------------
 
     def create(
-        self, name: str, kind: SnapshotKind, parent: str | None, make: Callable[[Path, Record, Record | None], None]
+        self,
+        name: str,
+        kind: SnapshotKind,
+        parent: str | None,
+        make: Callable[[Path, Record, Record | None], None],
+        *,
+        lasting: bool = True,
     ) -> Record:
         """Make a snapshot: `make(directory, record, parent)` fills a hidden directory, then it appears at once.
 
-        The shared lock is not held while `make` runs, so a long copy blocks nobody. Raises AlreadyExists, NotFound
-        and InvalidInput as Snapshotter.prepare does; nothing is left behind on failure.
+        The shared lock is not held while `make` runs, so a long copy blocks nobody. lasting=False flushes nothing: a
+        power cut before it is committed may take it. Raises AlreadyExists, NotFound and InvalidInput as
+        Snapshotter.prepare does; nothing is left behind on failure.
         """
         escape(name)
         identity = os.urandom(16).hex()
@@ -180,7 +188,7 @@ class Catalog:
             (hidden / "children").mkdir(mode=0o700)
             make(hidden, record, above)
             record = replace(record, settled_ns=time.clock_gettime_ns(CLOCK_REALTIME_COARSE))
-            _write_synced(hidden / RECORD_FILE, record.encode())
+            _write(hidden / RECORD_FILE, record.encode(), durable=lasting)
             with self._locked():
                 now = self._check_new(name, parent)
                 if now is not None and above is not None and now.id != above.id:
@@ -189,7 +197,8 @@ class Catalog:
                     (self.directory(above) / "children" / identity).touch()
                 self._point(name, identity)
                 os.rename(hidden, self.root / identity)
-                _sync_directory(self.root)
+                if lasting:
+                    sync_path(self.root)
             if name.startswith(UNPACKING):
                 self._held[identity] = os.dup(claim)  # until it is committed or removed, or this process ends
         except BaseException:
@@ -216,9 +225,10 @@ class Catalog:
             ready(directory, record)
             self._point(name, record.id)
             fresh = directory / "snapshot.json.new"
-            _write_synced(fresh, replace(record, name=name, kind=SnapshotKind.COMMITTED).encode())
+            _write(fresh, replace(record, name=name, kind=SnapshotKind.COMMITTED).encode())
             os.replace(fresh, directory / RECORD_FILE)
-            _sync_directory(directory)
+            sync_path(directory)
+            sync_path(self.root)  # it may have been made without lasting
             if name != key:
                 (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
             done(directory)
@@ -283,7 +293,7 @@ class Catalog:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        return Record.decode(content, path)
+        return Record.decode(content, path) if content else None  # empty: never flushed, and a power cut took it
 
     def _child(self, directory: Path) -> Record | None:
         """Find one living child; markers that a crash left without a child are dropped."""
@@ -333,7 +343,11 @@ class Catalog:
                     self._stale.append(record.name)
             for identity in self._identities():
                 record = self._read(identity)
-                if record is not None and not (self.root / "by-name" / escape(record.name)).is_symlink():
+                if record is None:
+                    hidden = self.root / (REMOVING + identity)
+                    os.rename(self.root / identity, hidden)
+                    leftovers.append((hidden, _claim(hidden)))
+                elif not (self.root / "by-name" / escape(record.name)).is_symlink():
                     self._point(record.name, identity)
         for path, claim in leftovers:
             try:
@@ -390,18 +404,11 @@ def _claim(directory: Path, wait: bool = True) -> int:
     return descriptor
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, *, durable: bool = True) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

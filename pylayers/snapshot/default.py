@@ -19,7 +19,7 @@ from pylayers.diff.apply import apply_layer
 from pylayers.errors import Conflict, InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
 from pylayers.snapshot.catalog import Catalog, Record
 from pylayers.snapshot.changeset import disk_usage, pack_changes
-from pylayers.snapshot.mount import is_mounted_from, mount, unmount
+from pylayers.snapshot.mount import flush, is_mounted_from, mount, unmount
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind, SnapshotStat, Usage
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, EntryTable, TableBuilder
 from pylayers.store.layer import Layer
@@ -62,6 +62,10 @@ class DefaultSnapshotter:
     def _discard(self, directory: Path) -> None:
         """End what belongs to a snapshot outside its directory, which is about to be deleted."""
 
+    def _flush(self, directory: Path) -> None:
+        """Write an active snapshot's files to the disk, before a record says for good that they are there."""
+        flush(directory)
+
     def _seal(self, directory: Path) -> None:
         """Drop what only an active snapshot needs, after its commit."""
 
@@ -88,17 +92,18 @@ class DefaultSnapshotter:
             raise InvalidInput(f"snapshot {key!r} is committed; make a view of it to mount it")
         return self._mounts(record)
 
-    def prepare(self, key: str, parent: str | None) -> list[Mount]:
+    def prepare(self, key: str, parent: str | None, *, lasting: bool = True) -> list[Mount]:
         """Make an active snapshot over a committed parent (None: empty)."""
-        return self._create(key, SnapshotKind.ACTIVE, parent)
+        return self._create(key, SnapshotKind.ACTIVE, parent, lasting)
 
     def view(self, key: str, parent: str | None) -> list[Mount]:
-        """Make a read-only snapshot that can be mounted but not committed."""
-        return self._create(key, SnapshotKind.VIEW, parent)
+        """Make a read-only snapshot that can be mounted but not committed; a power cut may take it."""
+        return self._create(key, SnapshotKind.VIEW, parent, False)
 
     def commit(self, name: str, key: str) -> None:
         """Turn active snapshot key into committed snapshot name. Raises Conflict while it is mounted."""
         with translated(f"commit snapshot {key!r}"):
+            self._flush(self.catalog.directory(self._active(key)))
             self.catalog.commit(name, key, self._refuse_mounted, self._seal)
 
     def adopt(self, name: str, key: str, layer: Layer) -> None:
@@ -171,9 +176,15 @@ class DefaultSnapshotter:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _create(self, key: str, kind: SnapshotKind, parent: str | None) -> list[Mount]:
+    def _create(self, key: str, kind: SnapshotKind, parent: str | None, lasting: bool) -> list[Mount]:
         with translated(f"prepare snapshot {key!r}"):
-            return self._mounts(self.catalog.create(key, kind, parent, self._make))
+
+            def make(directory: Path, record: Record, above: Record | None) -> None:
+                self._make(directory, record, above)
+                if lasting:
+                    self._flush(directory)
+
+            return self._mounts(self.catalog.create(key, kind, parent, make, lasting=lasting))
 
     def _active(self, key: str) -> Record:
         record = self.catalog.get(key)

@@ -29,6 +29,7 @@ from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
 from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, TableBuilder
+from pylayers.store.file import sync_path
 from pylayers.store.index import open_index, write_index
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
@@ -63,6 +64,13 @@ class Driver(StackSnapshotter):
         super()._make(directory, record, parent)
         if parent is not None:
             self._merge(read_chain(directory, record))
+
+    def _flush(self, directory: Path) -> None:
+        """Write the notes beside the layers as well: tars and images are on the disk."""
+        for place in _layers(directory):
+            for path in (place / "settled", place / "link", place, place.parent):
+                sync_path(path)
+        super()._flush(directory)
 
     def _discard(self, directory: Path) -> None:
         super()._discard(directory)
@@ -116,7 +124,7 @@ class Driver(StackSnapshotter):
         """Commit the layer's index instead of the files that it was made from."""
         parent = self._active(key).parent
         fresh = f"{key}.adopt.{os.urandom(8).hex()}"
-        self.prepare(fresh, parent)
+        self.prepare(fresh, parent, lasting=False)
         try:
             self.apply(fresh, layer)
             self.commit(name, fresh)

@@ -15,7 +15,7 @@ from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.mountpoint import mount_points_below, read_mount_table
 
-__all__ = ["is_mounted_from", "mount", "mount_points_below", "mounted", "unmount"]
+__all__ = ["flush", "is_mounted_from", "mount", "mount_points_below", "mounted", "unmount"]
 
 MOUNT_FLAGS = {"nosuid": sysmount.MS_NOSUID, "nodev": sysmount.MS_NODEV, "noexec": sysmount.MS_NOEXEC}
 # What a remount must repeat, as a user namespace may not clear it: statvfs bit -> mount flag.
@@ -94,6 +94,15 @@ def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[
 def is_mounted_from(identity: str) -> bool:
     """Tell whether any mount here names a snapshot's id: as bind source, overlay upper or mount point."""
     return identity in read_mount_table()
+
+
+def flush(top: Path) -> None:
+    """Write the file system of a directory to disk (syncfs(2)); an overlay writes its upper's. Raises OSError."""
+    descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sysmount.sync_file_system(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _mount_one(one: Mount, target: Path) -> None:

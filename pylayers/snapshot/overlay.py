@@ -58,6 +58,8 @@ class Driver(StackSnapshotter):
         top = os.fsencode(self.catalog.directory(parent) / ROOT)
         copy_metadata(top, os.stat(top), os.fsencode(directory / "upper"))
 
+    _flush = DefaultSnapshotter._flush  # stack's looks into `diff`
+
     def _seal(self, directory: Path) -> None:
         for unneeded in ("upper", "work", "merged"):
             if (directory / unneeded).exists():
@@ -111,6 +113,7 @@ class Driver(StackSnapshotter):
             try:
                 link_tree(self.root / record.parent_id / ROOT, flat)
                 lay_over(directory / "upper", flat)
+                self._flush(directory)
 
                 def ready(place: Path, found: Record) -> None:
                     self._refuse_mounted(place, found)

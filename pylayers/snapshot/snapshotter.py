@@ -88,14 +88,15 @@ class Snapshotter(Protocol):
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or view; equal on every call. Raises NotFound."""
 
-    def prepare(self, key: str, parent: str | None) -> list[Mount]:
+    def prepare(self, key: str, parent: str | None, *, lasting: bool = True) -> list[Mount]:
         """Make an active snapshot over a committed parent (None: empty).
 
+        lasting=False is for what is committed or removed soon, and flushes nothing: a power cut may take it, whole.
         Raises NotFound for the parent, AlreadyExists for the key, InvalidInput when the parent isn't committed.
         """
 
     def view(self, key: str, parent: str | None) -> list[Mount]:
-        """Make a read-only active snapshot that can be mounted but not committed."""
+        """Make a read-only active snapshot that can be mounted but not committed; a power cut may take it."""
 
     def commit(self, name: str, key: str) -> None:
         """Turn active snapshot key into committed snapshot name; key is gone. Raises AlreadyExists, NotFound."""

@@ -24,6 +24,7 @@ from pylayers.snapshot.projectquota import limit_directories, release_project, s
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
 from pylayers.snapshot.upper import find_upper_changes
 from pylayers.store.entry import FLAG_IMPLICIT, EntryTable
+from pylayers.store.file import sync_path
 from pylayers.store.layer import Layer
 
 OVERLAY_PARAMETERS = Path("/sys/module/overlay/parameters")
@@ -63,6 +64,17 @@ class StackSnapshotter(DefaultSnapshotter):
             # The merged root shows the upper's metadata, so the upper starts with the parent's.
             top = os.fsencode(above / "diff")
             copy_metadata(top, os.stat(top), os.fsencode(diff))
+
+    def _flush(self, directory: Path) -> None:
+        """Write the few files of an empty snapshot to the disk; the whole file system for one with content."""
+        if any(os.scandir(directory / "diff")):
+            super()._flush(directory)
+            return
+        for name in ("link", "lower", "diff"):
+            if (directory / name).exists():
+                sync_path(directory / name)
+        sync_path(directory)
+        sync_path(self.root / "l")
 
     def _discard(self, directory: Path) -> None:
         self._unlink(directory / "link")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import check_digest, digest_hex, digest_of
 from pylayers.record import record
-from pylayers.store.file import remove_file, sync_directory, translates, translating, write_all
+from pylayers.store.file import remove_file, sync_path, translates, translating, write_all
 from pylayers.store.index import CHECK_HINT
 
 if TYPE_CHECKING:
@@ -217,4 +217,4 @@ class BlobStore:
         with self._admit("blob", digest, lease):
             # rename replaces an equal blob, and heals a damaged one.
             os.rename(scratch, self.path(digest))
-            sync_directory(self._directory)
+            sync_path(self._directory)

@@ -13,7 +13,7 @@ from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersErro
 from pylayers.oci.digest import is_digest
 from pylayers.store.database import Database
 from pylayers.store.entry import EntryTable
-from pylayers.store.file import remove_file, remove_tree, sync_directory
+from pylayers.store.file import remove_file, remove_tree, sync_path
 from pylayers.store.holder import ContainerRecord, Containers
 from pylayers.store.metadata import Chains, ImageRecord, Images, References
 from pylayers.store.mirror import Mirror
@@ -190,7 +190,7 @@ def rebuild(store: Store) -> None:
     for suffix in ("-wal", "-shm"):
         metadata.path.with_name(metadata.path.name + suffix).unlink(missing_ok=True)
     os.rename(fresh_path, metadata.path)
-    sync_directory(metadata.path.parent)
+    sync_path(metadata.path.parent)
 
 
 def _restore(mirror: Mirror, restore: Callable[[Fields], None]) -> None:

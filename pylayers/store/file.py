@@ -53,9 +53,9 @@ def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def sync_directory(path: Path) -> None:
-    """Make the directory's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_path(path: Path) -> None:
+    """Make a file's content, or a directory's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -81,14 +81,14 @@ def write_file(path: Path, content: bytes | bytearray | memoryview, *, mode: int
         beside.unlink(missing_ok=True)
         raise
     if durable:
-        sync_directory(path.parent)
+        sync_path(path.parent)
 
 
-def remove_file(path: Path) -> None:
-    """Remove a file if it is there, durably."""
+def remove_file(path: Path, *, durable: bool = True) -> None:
+    """Remove a file if it is there; durable=True also survives power loss."""
     path.unlink(missing_ok=True)
-    if path.parent.is_dir():
-        sync_directory(path.parent)
+    if durable and path.parent.is_dir():
+        sync_path(path.parent)
 
 
 def remove_tree(path: Path) -> None:

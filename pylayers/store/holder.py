@@ -29,16 +29,16 @@ class Containers:
         self._database = database
         self.mirror = mirror
 
-    def add(self, record: ContainerRecord) -> None:
-        """Add a container; durable on return. Raises AlreadyExists for its id or name."""
-        with self._database.write():
+    def add(self, record: ContainerRecord, *, durable: bool = True) -> None:
+        """Add a container, durably unless it needn't outlive this boot. Raises AlreadyExists for its id or name."""
+        with self._database.write(durable=durable):
             if self._load("WHERE id=? OR name=?", (record.id, record.name)):
                 raise AlreadyExists(
                     f"container name {record.name!r} is taken", hint=f"remove it with: pylayers rm {record.name}"
                 )
-            self.save(record)
+            self.save(record, durable=durable)
 
-    def save(self, record: ContainerRecord) -> None:
+    def save(self, record: ContainerRecord, *, durable: bool = True) -> None:
         """Add or replace a container's record; the name must be free or its own."""
         row: dict[str, Any] = {
             "id": record.id,
@@ -47,8 +47,8 @@ class Containers:
             "chain_id": record.chain_id,
             "created_ns": record.created_ns,
         }
-        with self._database.write() as connection:
-            self.mirror.write(record.id, row)
+        with self._database.write(durable=durable) as connection:
+            self.mirror.write(record.id, row, durable=durable)
             connection.execute("DELETE FROM container WHERE id=?", (record.id,))
             connection.execute("INSERT INTO container VALUES(?, ?, ?, ?, ?)", tuple(row.values()))
 
@@ -85,12 +85,12 @@ class Containers:
                 raise AlreadyExists(f"container name {name!r} is taken", hint=f"remove it with: pylayers rm {name}")
             self.save(replace(record, name=name))
 
-    def delete(self, container_id: str) -> None:
+    def delete(self, container_id: str, *, durable: bool = True) -> None:
         """Forget a container. Raises NotFound."""
-        with self._database.write() as connection:
+        with self._database.write(durable=durable) as connection:
             if self.get(container_id) is None:
                 raise NotFound(f"container {container_id} does not exist", hint="list them with: pylayers ps -a")
-            self.mirror.remove(container_id)
+            self.mirror.remove(container_id, durable=durable)
             connection.execute("DELETE FROM container WHERE id=?", (container_id,))
 
     def walk(self) -> Iterator[ContainerRecord]:

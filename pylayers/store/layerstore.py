@@ -14,7 +14,7 @@ from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import digest_from_hex, digest_hex, is_digest
 from pylayers.store.blob import Admit
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
-from pylayers.store.file import fresh_name, remove_tree, sync_directory, translates, translating
+from pylayers.store.file import fresh_name, remove_tree, sync_path, translates, translating
 from pylayers.store.index import CHECK_HINT, CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
 from pylayers.store.layer import Layer
 
@@ -60,7 +60,7 @@ class LayerWriter:
                 _write_synced_index(
                     self.scratch / INDEX_NAME, records, heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex
                 )
-            sync_directory(self.scratch)
+            sync_path(self.scratch)
             layer = self._store._adopt(self.scratch, diff_id, self._lease)
         self.drop()
         return layer
@@ -221,7 +221,7 @@ class LayerStore:
             raise NotFound(f"layer {diff_id} is not stored") from None
         finally:
             beside.unlink(missing_ok=True)
-        sync_directory(directory)
+        sync_path(directory)
         return self.open(diff_id)
 
     @translates("delete a layer")
@@ -231,7 +231,7 @@ class LayerStore:
         if not directory.is_dir():
             raise NotFound(f"layer {diff_id} is not stored")
         self._workspace.discard(directory)
-        sync_directory(self._directory)
+        sync_path(self._directory)
 
     def walk(self) -> Iterator[str]:
         """Yield the diff_id of every layer directory, sorted; a damaged layer's too."""
@@ -248,12 +248,12 @@ class LayerStore:
             except IntegrityError:
                 self._workspace.discard(self.path(diff_id))
             else:
-                sync_directory(self._directory)  # its writer may be about to do so; we promise it now
+                sync_path(self._directory)  # its writer may be about to do so; we promise it now
                 return existing
             try:
                 os.rename(scratch, self.path(diff_id))
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise  # otherwise another process was first, and equal
-            sync_directory(self._directory)
+            sync_path(self._directory)
             return self.open(diff_id)

@@ -29,8 +29,8 @@ class Mirror:
         return self.directory / (hex_of(key.encode()) + _SUFFIX)
 
     @translates("write a record")
-    def write(self, key: str, row: Mapping[str, object]) -> None:
-        """Write a row's file, durably; an equal one is left alone."""
+    def write(self, key: str, row: Mapping[str, object], *, durable: bool = True) -> None:
+        """Write a row's file; an equal one is left alone. Without durable a power cut may lose or empty it."""
         content = encode(dict(row))
         path = self.path(key)
         try:
@@ -38,12 +38,12 @@ class Mirror:
                 return
         except FileNotFoundError:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(path, content)
+        write_file(path, content, durable=durable)
 
     @translates("remove a record")
-    def remove(self, key: str) -> None:
-        """Remove a row's file, durably."""
-        remove_file(self.path(key))
+    def remove(self, key: str, *, durable: bool = True) -> None:
+        """Remove a row's file."""
+        remove_file(self.path(key), durable=durable)
 
     def walk(self) -> Iterator[tuple[Path, Fields | None]]:
         """Yield every file with its fields; None for one that cannot be read as a row."""

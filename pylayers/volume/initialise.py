@@ -14,9 +14,9 @@ from pylayers.diff.extract import extract_tree
 from pylayers.diff.merge import merge_layers
 from pylayers.diff.resolve import find_path
 from pylayers.errors import InvalidInput, translate_os_error
+from pylayers.store.file import sync_path
 from pylayers.store.layer import Layer
 from pylayers.volume.rootpath import open_beneath
-from pylayers.volume.volumes import sync_directory
 
 MARKER = ".filling"  # beside _data while a copy runs; what is in _data is then rubbish
 LOCK = ".lock"
@@ -116,7 +116,7 @@ def _fill(data: Path, put: Callable[[int], object]) -> None:
             descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.fsync(descriptor)
             os.close(descriptor)
-            sync_directory(data.parent)
+            sync_path(data.parent)
             put(into)
             os.fsync(into)
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pylayers._native import clear
 from pylayers.errors import Conflict, IntegrityError, NotFound, translate_os_error
 from pylayers.record import field, record
+from pylayers.store.file import sync_path
 from pylayers.volume.parse import check_name
 
 RECORD = "volume.json"
@@ -90,7 +91,7 @@ class VolumeStore:
             scratch.unlink(missing_ok=True)
             raise
         for place in (folder, self.directory):
-            sync_directory(place)
+            sync_path(place)
 
     def inspect(self, name: str) -> Volume:
         """Return one volume. Raises NotFound, IntegrityError for an unreadable record."""
@@ -149,7 +150,7 @@ class VolumeStore:
         folder = volume.path.parent
         try:
             (folder / RECORD).unlink(missing_ok=True)
-            sync_directory(folder)
+            sync_path(folder)
             clear.remove_tree(os.fsencode(folder))
         except OSError as error:
             raise translate_os_error(error, f"remove volume {volume.name}") from error
@@ -172,12 +173,3 @@ def disk_bytes(directory: Path) -> int:
                     seen.add((status.st_dev, status.st_ino))
                 total += status.st_blocks * 512
     return total
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries to disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

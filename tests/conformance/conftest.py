@@ -41,7 +41,7 @@ def loop_file_system(kind: str, directory: Path, size_bytes: int = 0) -> Iterato
         pytest.skip(f"mkfs.{kind} is not installed")
     point = directory / kind
     point.mkdir()
-    image = image_directory(directory) / f"pylayers-{os.getpid()}.{kind}"
+    image = image_directory(directory) / f"pylayers-{os.getpid()}-{os.urandom(4).hex()}.{kind}"
     with open(image, "wb") as file:
         file.truncate(size_bytes or LOOP_SIZES[kind])
     subprocess.run([mkfs, *MKFS_OPTIONS[kind], str(image)], check=True, capture_output=True)

@@ -37,6 +37,29 @@ from pylayers.errors import Conflict, ContainerError, NotFound, PylayersError, U
 from pylayers.record import replace
 from pylayers.snapshot.mount import mount_points_below
 
+# As a process of its own, since a subreaper stays one.
+ADOPT = """
+import os, time
+from pylayers._native import sysmount
+from pylayers.container.monitor import await_exit
+sysmount.become_subreaper()
+read_end, write_end = os.pipe()
+if os.fork() == 0:
+    container = os.fork()
+    if container == 0:
+        os._exit(7)
+    os.waitid(os.P_PID, container, os.WEXITED | os.WNOWAIT)
+    os.write(write_end, str(container).encode())
+    time.sleep(0.3)
+    os._exit(0)
+container = int(os.read(read_end, 20))
+try:
+    os.waitpid(container, os.WNOHANG)
+except ChildProcessError:
+    print("not ours yet")
+print(await_exit(container))
+print(await_exit(container))
+"""
 ATTACH = """
 import sys
 from pathlib import Path
@@ -385,6 +408,12 @@ def test_pids_limit(runc: House) -> None:
     start(directory)
     wait(directory)
     assert "37" in text(directory).split()
+
+
+def test_a_container_that_ends_before_it_is_adopted_is_waited_for() -> None:
+    """A starter that outlives the runtime for a moment is the container's parent until then."""
+    done = subprocess.run((sys.executable, "-c", ADOPT), capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("not ours yet\n7\n255\n", "")
 
 
 def test_a_caller_with_threads_gets_a_monitor_of_its_own(house: House) -> None:

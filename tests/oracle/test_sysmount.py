@@ -323,6 +323,14 @@ def test_asking_survives_a_filter_that_kills() -> None:
     assert told == "False"
 
 
+def test_sync_file_system(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    sysmount.sync_file_system(descriptor)
+    os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sysmount.sync_file_system(descriptor)
+
+
 def test_subreaper_gets_orphans() -> None:
     code = (
         "import os, time\n"

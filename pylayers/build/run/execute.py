@@ -95,7 +95,7 @@ def execute_process(
     parent = unpack_layers(driver, state.diff_ids, session.trees.layer)
     key = f"build-{uuid.uuid4().hex}"
     session.hold("snapshot", key)
-    mounts = driver.prepare(key, parent)
+    mounts = driver.prepare(key, parent, lasting=False)
     tail = Tail()
 
     def take_output(stream: int, content: bytes) -> None:

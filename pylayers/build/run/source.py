@@ -127,7 +127,7 @@ def mount_layers(
     parent = unpack_layers(driver, diff_ids, session.trees.layer)
     key = f"build-{uuid.uuid4().hex}"
     session.hold("snapshot", key)
-    mounts = driver.prepare(key, parent) if writable else driver.view(key, parent)
+    mounts = driver.prepare(key, parent, lasting=False) if writable else driver.view(key, parent)
     stack.callback(driver.remove, key)
     place = session.store.scratch("mount")
     place.mkdir(mode=0o700)

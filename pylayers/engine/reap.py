@@ -1,0 +1,62 @@
+"""Find what containers that were to remove themselves (--rm) have left behind.
+
+Their records aren't flushed to the disk, so a power cut may leave any part of one: a record without a directory, a
+directory without a record, an empty config.json.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pylayers.container.record import CONFIG, RUNNING, boot_id, load_spec, load_state
+from pylayers.errors import NotFound
+from pylayers.store.file import write_file
+from pylayers.store.holder import ContainerRecord
+
+# A record without its directory is a container that removed itself; a younger one may be about to be made.
+REAP_AFTER_NS = 60 * 1_000_000_000
+SWEPT = ".swept"  # holds the boot for which the directories were looked through
+
+
+def find_forgotten(parent: Path, records: Iterable[ContainerRecord]) -> Iterator[str]:
+    """Yield the ids of records whose container is gone; one lstat a record."""
+    oldest_ns = time.time_ns() - REAP_AFTER_NS
+    for record in records:
+        if record.created_ns < oldest_ns and not is_made(parent / record.id):
+            yield record.id
+
+
+def find_ended(parent: Path) -> Iterator[str]:
+    """Yield the ids of an earlier boot's --rm containers, as docker does when its daemon starts; once a boot."""
+    marker, boot = parent / SWEPT, boot_id()
+    try:
+        if marker.read_text("ascii", "replace") == boot:
+            return
+    except FileNotFoundError:
+        pass
+    booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    with os.scandir(parent) as entries:
+        folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for folder in folders:
+        directory = Path(folder.path)
+        if folder.stat(follow_symlinks=False).st_mtime < booted_s and _is_over(directory):
+            yield directory.name
+    write_file(marker, boot.encode(), durable=False)
+
+
+def is_made(directory: Path) -> bool:
+    """Tell whether a container's directory holds a container."""
+    try:
+        return os.stat(directory / CONFIG).st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _is_over(directory: Path) -> bool:
+    try:
+        return load_spec(directory).remove_on_exit and load_state(directory).status != RUNNING
+    except NotFound:
+        return True
