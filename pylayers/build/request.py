@@ -1,6 +1,7 @@
-"""What a build can be asked for: the keywords of Engine.build, and the options that the builder works by."""
+"""What a build can be asked for: the keywords of Engine.build, and the options that the builder works by.
 
-from __future__ import annotations
+Without postponed annotations: typing compiles each that is a text, 1 ms of every build.
+"""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ _SIGNALS = frozenset((
     "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
     "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX",
 ))  # fmt: skip
-_REAL_TIME = re.compile(r"RTMIN\+([1-9]|1[0-5])\Z|RTMAX-([1-9]|1[0-4])\Z")
+_REAL_TIME = r"RTMIN\+([1-9]|1[0-5])\Z|RTMAX-([1-9]|1[0-4])\Z"
 _QUOTED_RUNES = {0: "\\x00", 7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 39: "\\'"}
 
 
@@ -110,7 +110,7 @@ def check_signal(instruction: df.StopSignal) -> None:
         known = int(text) != 0
     else:
         name = text.upper().removeprefix("SIG")
-        known = name in _SIGNALS or _REAL_TIME.match(name) is not None
+        known = name in _SIGNALS or re.match(_REAL_TIME, name) is not None
     if known:
         return
     from pylayers.dockerfile.suggest import suffix_suggestion

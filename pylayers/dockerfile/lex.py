@@ -21,7 +21,7 @@ DIRECTIVES = ("syntax", "escape", "check")
 
 _DIRECTIVE = re.compile(r"#[\t\n\f\r ]*([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*")
 _HEREDOC = re.compile(r"([0-9]*)<<(-?)([^<]*)\Z")
-_LEADING_TABS = re.compile(r"^\t+", re.MULTILINE)
+_LEADING_TABS = r"(?m)^\t+"
 _HEREDOC_INSTRUCTIONS = frozenset({"add", "copy", "run"})
 _SPAN_TEXT_LENGTH = 2000
 
@@ -43,7 +43,7 @@ class Heredoc:
     @property
     def text(self) -> str:
         """Return the content as its reader sees it."""
-        return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
+        return re.sub(_LEADING_TABS, "", self.content) if self.chomp else self.content
 
 
 @record

@@ -19,7 +19,7 @@ from pylayers.errors import InvalidInput, SourceSpan
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9\-_.]*\Z")
 _ONBUILD = re.compile(r"[ \t\r\n\f]*onbuild[ \t\r\n\f]*", re.IGNORECASE)
-_INTEGER = re.compile(r"[+-]?[0-9]{1,20}\Z")
+_INTEGER = r"[+-]?[0-9]{1,20}\Z"
 _MIN_DURATION_NS = 1_000_000
 
 Builder = Callable[["Statement", Flags, dict[str, Any]], ins.Instruction]
@@ -313,7 +313,7 @@ def _read_retries(flags: Flags) -> int:
     text = flags.text("retries")
     if text is None:
         return 0
-    if not _INTEGER.match(text):
+    if not re.match(_INTEGER, text):
         raise InvalidInput(f"strconv.ParseInt: parsing {quote(text)}: invalid syntax")
     retries = int(text)
     if not -(2**31) <= retries < 2**31:

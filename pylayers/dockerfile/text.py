@@ -17,13 +17,13 @@ SPACE_RUN = re.compile(f"[{SPACES}]+")
 _QUOTED = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
 _QUOTED |= {'"': '\\"', "\\": "\\\\"}
 _SHOWN_LENGTH = 200
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_SURROGATES = "[\ud800-\udfff]"
 
 _UNIT_NS = {
     "ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9,
 }  # fmt: skip
-_NUMBER = re.compile(r"([0-9]{0,400})(?:\.([0-9]{0,400}))?")
-_UNIT = re.compile(r"[^.0-9]{0,32}")
+_NUMBER = r"([0-9]{0,400})(?:\.([0-9]{0,400}))?"
+_UNIT = r"[^.0-9]{0,32}"
 _MAX_DURATION_NS = 2**63 - 1
 
 
@@ -34,7 +34,7 @@ def show(text: str) -> str:
 
 def replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which stand for bytes that were not UTF-8."""
-    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+    return text if text.isascii() else re.sub(_SURROGATES, "\ufffd", text)
 
 
 def quote(text: str) -> str:
@@ -89,13 +89,14 @@ def parse_duration(text: str) -> int:
         return 0
     if not rest:
         raise InvalidInput(f"time: invalid duration {quote(text)}")
+    number_at, unit_at = re.compile(_NUMBER).match, re.compile(_UNIT).match
     total, position = 0, 0
     while position < len(rest):
-        number = _NUMBER.match(rest, position)
+        number = number_at(rest, position)
         whole, fraction = (number.group(1), number.group(2) or "") if number else ("", "")
         if number is None or not (whole or fraction):
             raise InvalidInput(f"time: invalid duration {quote(text)}")
-        unit = _UNIT.match(rest, number.end())
+        unit = unit_at(rest, number.end())
         name = unit.group() if unit else ""
         if not name:
             raise InvalidInput(f"time: missing unit in duration {quote(text)}")
