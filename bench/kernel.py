@@ -371,9 +371,12 @@ def mapped(path: Path) -> Iterator[memoryview]:
 
 def with_mapped(path: Path, work: Callable[[memoryview], object]) -> object:
     """Open and map a file for one piece of work, as the peers do."""
-    with path.open("rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-            return work(view)
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        return work(view)
 
 
 def hash_file(content: memoryview, threads: int) -> bytes:
