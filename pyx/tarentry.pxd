@@ -1,12 +1,12 @@
 # cython: language_level=3
 """What one tar header says of its entry: name, type, owner, size, link, whiteout (inline-only)."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from entry cimport FLAG_HARDLINK, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
 from tarfield cimport (
     AT_GID, AT_LINK, AT_MAGIC, AT_MAJOR, AT_MINOR, AT_MODE, AT_MTIME, AT_NAME, AT_PREFIX, AT_SIZE, AT_STAR, AT_TYPE,
-    AT_UID, PATH_LIMIT, PATH_LONG, PATH_NUL, PATH_PARENT, normalise, parse_number, text_length,
+    AT_UID, PATH_LIMIT, PATH_LONG, PATH_NUL, PATH_PARENT, is_normal, normalise, parse_number, text_length,
 )
 from tarstate cimport (
     fail, keep, place_t, read_map_head, read_map_numbers, read_old_map, scan_t, settle_map, slice_t,
@@ -24,7 +24,13 @@ cdef inline int add_path(scan_t* scan, slice_t path, bint aside, place_t* place)
     """Normalise a path into the heap (or aside); place says where it went."""
     cdef int64_t kept
     cdef uint8_t buffer[PATH_LIMIT + 1]
-    kept = normalise(path.data, path.length, buffer)
+    cdef const uint8_t* clean = buffer
+    if path.length > 1 and path.length <= PATH_LIMIT and is_normal(
+            path.data, path.length - (path.data[path.length - 1] == 47)):
+        clean = path.data
+        kept = <int64_t> (path.length - (path.data[path.length - 1] == 47))
+    else:
+        kept = normalise(path.data, path.length, buffer)
     if kept == PATH_PARENT:
         return fail(scan, scan.header, b"expected a path without '..' components")
     if kept == PATH_NUL:
@@ -33,7 +39,7 @@ cdef inline int add_path(scan_t* scan, slice_t path, bint aside, place_t* place)
         return fail(scan, scan.header, b"expected a path of at most 4095 bytes")
     place.offset = scan.aside.length if aside else scan.heap.length
     place.length = <uint32_t> kept
-    return keep(scan, &scan.aside if aside else &scan.heap, buffer, <size_t> kept)
+    return keep(scan, &scan.aside if aside else &scan.heap, clean, <size_t> kept)
 
 cdef inline int name_entry(scan_t* scan, const uint8_t* block, entry_t* row) noexcept nogil:
     """Set the row's path: GNU long name, else PAX (a sparse name first), else prefix and name."""
@@ -198,6 +204,19 @@ cdef inline int read_link(scan_t* scan, const uint8_t* block, entry_t* row) noex
     row.link_length = place.length
     return 0
 
+cdef inline bint has_mark(const uint8_t* path, size_t length) noexcept nogil:
+    """Tell whether '.wh.' is anywhere in a path."""
+    cdef const uint8_t* end = path + length
+    cdef const void* dot
+    while end - path >= 4:
+        dot = memchr(path, 46, <size_t> (end - path) - 3)
+        if dot == NULL:
+            return False
+        path = <const uint8_t*> dot + 1
+        if path[0] == 119 and path[1] == 104 and path[2] == 46:
+            return True
+    return False
+
 cdef inline int read_whiteout(scan_t* scan, entry_t* row, bint* skipped) noexcept nogil:
     """Turn .wh.NAME into a mark on NAME, .wh..wh..opq into one on its directory; skip what else aufs leaves.
 
@@ -211,7 +230,7 @@ cdef inline int read_whiteout(scan_t* scan, entry_t* row, bint* skipped) noexcep
     cdef uint8_t* name
     cdef entry_t kept
     skipped[0] = False
-    if length < 4:
+    if not has_mark(path, length):
         return 0
     for at in range(length):
         if at == 0 or path[at - 1] == 47:

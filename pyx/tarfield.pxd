@@ -6,6 +6,48 @@ Source: POSIX.1-2017 pax (ustar interchange format), GNU tar manual "Basic Tar F
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    #if defined(__SSE2__)
+    #include <emmintrin.h>
+    #endif
+    /* Add up the bytes of a header. */
+    static inline uint32_t sum_header(const uint8_t *block) {
+    #if defined(__SSE2__)
+        __m128i even = _mm_setzero_si128(), odd = _mm_setzero_si128();
+        for (int at = 0; at < 512; at += 32) {
+            __m128i first = _mm_loadu_si128((const __m128i *)(block + at));
+            __m128i second = _mm_loadu_si128((const __m128i *)(block + at + 16));
+            even = _mm_add_epi64(even, _mm_sad_epu8(first, _mm_setzero_si128()));
+            odd = _mm_add_epi64(odd, _mm_sad_epu8(second, _mm_setzero_si128()));
+        }
+        even = _mm_add_epi64(even, odd);
+        return (uint32_t)_mm_cvtsi128_si32(even) + (uint32_t)_mm_cvtsi128_si32(_mm_srli_si128(even, 8));
+    #else
+        uint32_t total = 0;
+        for (int at = 0; at < 512; at++) total += block[at];
+        return total;
+    #endif
+    }
+    /* Ask for the eight cache lines of a header that is read next. */
+    static inline void prefetch_header(const uint8_t *block) {
+        for (int at = 0; at < 512; at += 64) __builtin_prefetch(block + at, 0, 3);
+    }
+    /* Tell whether a path surely needs no normalising: no NUL, no name that is empty or starts with a dot. */
+    static inline int is_normal(const uint8_t *path, size_t length) {
+        uint8_t broken = 0;
+        if (length == 0 || path[0] == '/' || path[0] == '.' || path[length - 1] == '/') return 0;
+        for (size_t at = 0; at + 1 < length; at++)
+            broken |= (path[at] == 0) | ((path[at] == '/') & ((path[at + 1] == '/') | (path[at + 1] == '.')));
+        return !broken && path[length - 1] != 0;
+    }
+    """
+    uint32_t sum_header(const uint8_t* block) noexcept nogil
+    void prefetch_header(const uint8_t* block) noexcept nogil
+    bint is_normal(const uint8_t* path, size_t length) noexcept nogil
+
 cdef enum:
     BLOCK = 512
     AT_NAME = 0
@@ -36,11 +78,40 @@ cdef inline bint is_zero(const uint8_t* block) noexcept nogil:
     """Tell whether a block holds only zeros."""
     return block[0] == 0 and memcmp(block, block + 1, BLOCK - 1) == 0
 
+cdef inline int64_t eight_digits(uint64_t text) noexcept nogil:
+    """Read eight octal digits at once, the first in the lowest byte; -1 when one isn't a digit."""
+    if text & <uint64_t> 0xF8F8F8F8F8F8F8F8 != <uint64_t> 0x3030303030303030:
+        return -1
+    text &= <uint64_t> 0x0707070707070707
+    text = (text << 3 | text >> 8) & <uint64_t> 0x003F003F003F003F
+    text = (text << 6 | text >> 16) & <uint64_t> 0x00000FFF00000FFF
+    return <int64_t> ((text << 12 | text >> 32) & 0xFFFFFF)
+
+cdef inline int64_t parse_full(const uint8_t* field, size_t width) noexcept nogil:
+    """Read a field of 7 or 11 octal digits and a NUL or space, as most are; -1 when it is something else."""
+    cdef uint64_t first
+    cdef uint32_t rest
+    cdef int64_t high, low
+    if field[width - 1] != 0 and field[width - 1] != 32:
+        return -1
+    memcpy(&first, field, 8)
+    if width == 8:
+        return eight_digits(first << 8 | 48)
+    if width != 12:
+        return -1
+    memcpy(&rest, field + 8, 4)
+    high = eight_digits(first)
+    low = eight_digits(<uint64_t> rest << 40 | <uint64_t> 0x3030303030)
+    return -1 if high < 0 or low < 0 else high << 9 | low
+
 cdef inline int parse_number(const uint8_t* field, size_t width, int64_t* value) noexcept nogil:
     """Read an octal or base-256 field; -1 when malformed or beyond 63 bits."""
     cdef uint64_t total = 0
     cdef size_t at = 0
     cdef uint8_t inverted, byte
+    value[0] = parse_full(field, width)
+    if value[0] >= 0:
+        return 0
     if field[0] & 0x80:
         inverted = 0xFF if field[0] & 0x40 else 0
         for at in range(width):
@@ -67,13 +138,12 @@ cdef inline int parse_number(const uint8_t* field, size_t width, int64_t* value)
 cdef inline bint checksum_matches(const uint8_t* block) noexcept nogil:
     """Compare the checksum field with the sum of the block's bytes (unsigned, or signed as old tars did)."""
     cdef int64_t stored
-    cdef uint32_t total = 0
+    cdef uint32_t total
     cdef uint32_t high = 0
     cdef size_t at
     if parse_number(block + AT_CHECKSUM, 8, &stored) < 0:
         return False
-    for at in range(BLOCK):
-        total += block[at]
+    total = sum_header(block)
     for at in range(AT_CHECKSUM, AT_CHECKSUM + 8):
         total = total - block[at] + 32
     if stored == <int64_t> total:

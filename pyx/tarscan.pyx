@@ -14,7 +14,9 @@ from growable cimport release, reserve
 from tarentry cimport (
     IFDIR, IFLNK, IFREG, name_entry, read_link, read_owner, read_size, read_sparse, read_type, read_whiteout,
 )
-from tarfield cimport AT_SIZE, AT_TYPE, BLOCK, checksum_matches, is_zero, parse_number, text_length
+from tarfield cimport (
+    AT_SIZE, AT_TYPE, BLOCK, checksum_matches, is_zero, parse_number, prefetch_header, text_length,
+)
 from tarresolve cimport fill_row, out_t, release_resolve, resolve_entries, resolve_t
 from tarstate cimport SPECIAL_LIMIT, clear_pax, encode_xattrs, fail, keep, place_t, read_pax, scan_t, slice_t
 
@@ -111,6 +113,15 @@ cdef int read_special(scan_t* scan, const uint8_t* block, bint* special) noexcep
     return status
 
 
+cdef inline void ask_ahead(const scan_t* scan, const uint8_t* block) noexcept nogil:
+    """Have the next header fetched while this one is read, if its size field is where it will be."""
+    cdef int64_t size
+    cdef uint64_t left = scan.length - scan.at
+    if parse_number(block + AT_SIZE, 12, &size) == 0 and size >= 0 and left >= 2 * BLOCK and (
+            <uint64_t> size < left - 2 * BLOCK):
+        prefetch_header(block + BLOCK + ((<uint64_t> size + BLOCK - 1) & ~<uint64_t> (BLOCK - 1)))
+
+
 cdef int read_headers(scan_t* scan) noexcept nogil:
     """Read all entries up to the end mark, or the end of the buffer at a block boundary."""
     cdef const uint8_t* block
@@ -127,6 +138,7 @@ cdef int read_headers(scan_t* scan) noexcept nogil:
         if scan.length - scan.at < BLOCK:
             return fail(scan, scan.at, b"expected a header of 512 bytes: the tar is cut off")
         block = scan.tar + scan.at
+        ask_ahead(scan, block)
         if not checksum_matches(block):
             return fail(scan, scan.at, b"expected a tar header: the checksum does not match")
         if read_special(scan, block, &special) < 0:

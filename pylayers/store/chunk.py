@@ -25,7 +25,8 @@ from pylayers.store.store import Store
 MIN_BYTES = 64 << 10
 AVERAGE_BYTES = 256 << 10
 MAX_BYTES = 1 << 20
-SEGMENT_BYTES = 32 << 20  # of a large file, cut beside the others
+SEGMENT_BYTES = 32 << 20  # the least that is cut beside the rest of a large file
+SEGMENTS_PER_THREAD = 8
 FIRST_AT = struct.calcsize("<" + "".join(code for _, code in ENTRY_FIELDS[:21]))  # chunk_first; chunk_count follows
 
 
@@ -70,40 +71,40 @@ def chunk_content(content: memoryview, threads: int | None = None) -> bytearray:
         return chunking.manifest(content, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
     from concurrent.futures import ThreadPoolExecutor
 
+    # What is cut anew is done twice: in large buffers few segments, yet enough that no thread waits long for the last.
+    segment_bytes = max(SEGMENT_BYTES, len(content) // (threads * SEGMENTS_PER_THREAD))
+
     def cut_segment(start: int) -> bytearray:
-        with content[start : start + SEGMENT_BYTES] as segment:
-            return chunking.manifest(segment, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3)
+        with content[start : start + segment_bytes] as segment:
+            return chunking.manifest(segment, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES, blake3, start)
 
     found = bytearray()
     begin = 0  # of the next chunk
     with ThreadPoolExecutor(threads) as pool:
-        starts = range(0, len(content), SEGMENT_BYTES)
+        starts = range(0, len(content), segment_bytes)
         for start, part in zip(starts, pool.map(cut_segment, starts), strict=True):
-            begin = _join_segment(content, found, begin, start, part)
+            begin = _join_segment(content, found, begin, min(start + segment_bytes, len(content)), part)
     return found
 
 
-def _join_segment(content: memoryview, found: bytearray, begin: int, start: int, part: bytearray) -> int:
-    """Append the chunks from begin on that end in a segment; return where the next one begins."""
-    end = min(start + SEGMENT_BYTES, len(content))
-    known = {start + record[0]: at for at, record in enumerate(CHUNK_STRUCT.iter_unpack(part))}
-    last = len(known) - 1
+def _join_segment(content: memoryview, found: bytearray, begin: int, end: int, part: bytearray) -> int:
+    """Append the chunks from begin on that end in a segment, which ends at end; return where the next one begins."""
+    at = 0  # of the part's first chunk that begins at or after begin
     while begin < end:
-        at = known.get(begin)
-        if at is None:
-            with content[begin : begin + MAX_BYTES] as ahead:
-                [size_bytes] = struct.unpack_from("=Q", chunking.boundaries(ahead, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES))
-                found += CHUNK_STRUCT.pack(begin, size_bytes, 0, blake3(ahead[:size_bytes]).digest())
-            begin += size_bytes
-            continue
-        # The segment's end cuts its last chunk short, unless it is the end of all.
-        stop = last + 1 if end == len(content) else last
-        for offset, size_bytes, _, digest in CHUNK_STRUCT.iter_unpack(
-            part[at * CHUNK_SIZE_BYTES : stop * CHUNK_SIZE_BYTES]
-        ):
-            found += CHUNK_STRUCT.pack(start + offset, size_bytes, 0, digest)
-            begin = start + offset + size_bytes
-        return begin
+        while at < len(part) and struct.unpack_from("<Q", part, at)[0] < begin:
+            at += CHUNK_SIZE_BYTES
+        if at < len(part) and struct.unpack_from("<Q", part, at)[0] == begin:
+            # The segment's end cuts its last chunk short, unless it is the end of all.
+            stop = len(part) if end == len(content) else max(at, len(part) - CHUNK_SIZE_BYTES)
+            if at < stop:
+                found += part[at:stop]
+                offset, size_bytes = struct.unpack_from("<QI", found, len(found) - CHUNK_SIZE_BYTES)
+                return int(offset + size_bytes)
+            return begin
+        with content[begin : begin + MAX_BYTES] as ahead:
+            [size_bytes] = struct.unpack_from("=Q", chunking.boundaries(ahead, MIN_BYTES, AVERAGE_BYTES, MAX_BYTES))
+            found += CHUNK_STRUCT.pack(begin, size_bytes, 0, blake3(ahead[:size_bytes]).digest())
+        begin += size_bytes
     return begin
 
 

@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 
 from pylayers._native import chunking
 
-SIZES = st.tuples(st.integers(1, 200), st.sampled_from([64, 128, 256]), st.integers(0, 2000)).map(
+SIZES = st.tuples(st.integers(128, 400), st.sampled_from([128, 256, 512]), st.integers(0, 2000)).map(
     lambda chosen: (min(chosen[0], chosen[1]), chosen[1], chosen[1] + chosen[2])
 )
 DATA = st.one_of(
     st.binary(max_size=3000),
     st.builds(lambda seed, size: random.Random(seed).randbytes(size), st.integers(0, 1 << 32), st.integers(0, 50_000)),
     st.builds(lambda piece, count: piece * count, st.binary(min_size=1, max_size=50), st.integers(0, 500)),
+    st.builds(
+        lambda seed, letters, size: bytes(random.Random(seed).choices(letters, k=size)),
+        st.integers(0, 1 << 32),
+        st.binary(min_size=1, max_size=4),
+        st.integers(0, 20_000),
+    ),
 )
 
 
@@ -35,6 +41,19 @@ def test_kernels_agree_and_cover_within_bounds(data: bytes, sizes: tuple[int, in
     assert sum(lengths) == len(data)
     assert all(sizes[0] <= length <= sizes[2] for length in lengths[:-1])
     assert all(0 < length <= sizes[2] for length in lengths[-1:])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([64, 128, 1, 7]), max_size=40), st.integers(0, 1 << 32), SIZES)
+def test_kernels_agree_on_places_that_often_pass(gaps: list[int], seed: int, sizes: tuple[int, int, int]) -> None:
+    """The 64 bytes before a cut, again and again: whatever a kernel keeps from step to step is asked for."""
+    data = random.Random(seed).randbytes(20_000)
+    ends = cut(data, sizes, "reference")
+    piece = data[max(ends[0] - 70, 0) : ends[0]]
+    again = b"".join(piece + bytes(gap) for gap in gaps)
+    expected = cut(again, sizes, "reference")
+    for kernel in chunking.kernels():
+        assert cut(again, sizes, kernel) == expected
 
 
 @settings(deadline=None, max_examples=100)
