@@ -9,24 +9,21 @@ from tarcheck cimport (
     S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SOURCE_HEAP, SOURCE_PATH, SOURCE_RANGE, source_t,
 )
 from tarheader cimport BLOCK, encode_header, header_t
-from tarring cimport FAILED_CHANGED, FAILED_SOURCE, advance, job_t, pour_bytes, publish, reserve, stop
+from tarclone cimport (
+    CLONE_BLOCK, fstat, is_of_the_output, is_same, is_settled, is_untouched, may_clone, share, stat_t,
+)
+from tarring cimport (
+    FAILED_CHANGED, FAILED_OUTPUT, FAILED_SOURCE, advance, job_t, keep_pages, pour_bytes, publish, reserve, stop,
+)
 from tarsource cimport close, close_folder, open_source
-
-cdef extern from "<sys/stat.h>" nogil:
-    ctypedef struct timespec:
-        int64_t tv_sec
-        long tv_nsec
-    ctypedef struct stat_t "struct stat":
-        uint32_t st_mode
-        int64_t st_size
-        timespec st_mtim
-    int fstat(int, stat_t*)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int, void*, size_t, int64_t)
 
-cdef inline int pour_file(job_t* job, uint64_t row, int fd, uint64_t offset, uint64_t length) noexcept nogil:
-    """Append length bytes at offset of fd to the tar; -1 when stopped or failed."""
+cdef inline int pour_file(
+    job_t* job, uint64_t row, int fd, uint64_t offset, uint64_t length, bint kept
+) noexcept nogil:
+    """Append length bytes at offset of fd to the tar, which may have them (kept); -1 when stopped or failed."""
     cdef size_t space
     cdef ssize_t count
     cdef uint8_t* into
@@ -42,9 +39,42 @@ cdef inline int pour_file(job_t* job, uint64_t row, int fd, uint64_t offset, uin
                 continue
             stop(job, FAILED_SOURCE if count < 0 else FAILED_CHANGED, errno if count < 0 else ESTALE, row)
             return -1
+        if kept:
+            keep_pages(job, <size_t>count)
         advance(job, <size_t>count)
         offset += <uint64_t>count
         length -= <uint64_t>count
+    return 0
+
+cdef inline int pour_shared(
+    job_t* job, uint64_t row, int fd, uint64_t offset, uint64_t length, const stat_t* before
+) noexcept nogil:
+    """Append a file's data, its whole blocks by a clone where that can be; -1 when stopped or failed."""
+    cdef uint64_t whole = length // CLONE_BLOCK * CLONE_BLOCK
+    cdef bint settled
+    cdef stat_t after
+    cdef int failure
+    if not may_clone(&job.cloner, before.st_dev, offset, length, job.position):
+        return pour_file(job, row, fd, offset, length, False)
+    settled = is_settled(&job.cloner, before)
+    failure = share(&job.cloner, fd, before.st_dev, offset, whole, job.position)
+    if failure > 0:
+        stop(job, FAILED_OUTPUT if is_of_the_output(failure) else FAILED_SOURCE, failure, row)
+        return -1
+    if failure:
+        return pour_file(job, row, fd, offset, length, False)
+    if settled:
+        failure = pour_file(job, row, fd, offset, whole, True)
+    else:
+        failure = pour_file(job, row, job.cloner.fd, job.position, whole, True)
+    if failure or pour_file(job, row, fd, offset + whole, length - whole, False):
+        return -1
+    if fstat(fd, &after) != 0:
+        stop(job, FAILED_SOURCE, errno, row)
+        return -1
+    if settled and not is_untouched(before, &after):   # what was hashed may not be what was cloned
+        stop(job, FAILED_CHANGED, ESTALE, row)
+        return -1
     return 0
 
 cdef inline int pour_path(job_t* job, uint64_t row) noexcept nogil:
@@ -65,18 +95,27 @@ cdef inline int pour_path(job_t* job, uint64_t row) noexcept nogil:
         stop(job, FAILED_SOURCE, errno, row)
     elif (before.st_mode & <uint32_t>S_IFMT) != <uint32_t>S_IFREG or <uint64_t>before.st_size != size_bytes:
         stop(job, FAILED_CHANGED, ESTALE, row)
-    elif pour_file(job, row, fd, 0, size_bytes) == 0:
+    elif pour_shared(job, row, fd, 0, size_bytes, &before) == 0:
         if fstat(fd, &after) != 0:
             stop(job, FAILED_SOURCE, errno, row)
-        elif (
-            after.st_size != before.st_size or after.st_mtim.tv_sec != before.st_mtim.tv_sec
-            or after.st_mtim.tv_nsec != before.st_mtim.tv_nsec
-        ):
+        elif not is_same(&before, &after):
             stop(job, FAILED_CHANGED, ESTALE, row)
         else:
             result = 0
     close(fd)
     return result
+
+cdef inline int pour_range(job_t* job, uint64_t row) noexcept nogil:
+    """Append a range of an open file."""
+    cdef const source_t* source = &job.table.sources[row]
+    cdef uint64_t size_bytes = job.table.records[row].size_bytes
+    cdef stat_t before
+    if job.cloner.fd < 0 or size_bytes < job.cloner.from_bytes:
+        return pour_file(job, row, source.fd, source.offset, size_bytes, False)
+    if fstat(source.fd, &before) != 0:
+        stop(job, FAILED_SOURCE, errno, row)
+        return -1
+    return pour_shared(job, row, source.fd, source.offset, size_bytes, &before)
 
 cdef inline int pour_sparse(job_t* job, uint64_t row) noexcept nogil:
     """Append a sparse row in full: the packed ranges at its source, zeros between them."""
@@ -87,7 +126,7 @@ cdef inline int pour_sparse(job_t* job, uint64_t row) noexcept nogil:
     cdef uint32_t index
     for index in range(record.link_length // 16):
         memcpy(pair, job.table.heap + record.link_offset + index * <uint64_t>16, 16)
-        if pour_bytes(job, NULL, pair[0] - at) or pour_file(job, row, source.fd, packed, pair[1]):
+        if pour_bytes(job, NULL, pair[0] - at) or pour_file(job, row, source.fd, packed, pair[1], False):
             return -1
         packed += pair[1]
         at = pair[0] + pair[1]
@@ -104,7 +143,7 @@ cdef inline int pour_data(job_t* job, uint64_t row) noexcept nogil:
     elif source.kind == SOURCE_PATH:
         result = pour_path(job, row)
     elif source.kind == SOURCE_RANGE:
-        result = pour_file(job, row, source.fd, source.offset, record.size_bytes)
+        result = pour_range(job, row)
     elif source.kind == SOURCE_HEAP:
         result = pour_bytes(job, job.table.heap + source.offset, record.size_bytes)
     if result:

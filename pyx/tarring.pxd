@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from tarcheck cimport table_t
+from tarclone cimport cloner_t
 from tarsource cimport folder_t
 
 cdef extern from "<pthread.h>" nogil:
@@ -27,6 +28,8 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     SLOT_BYTES = 1048576
     SLOTS = 16
+    PAGE = 4096
+    SLOT_PAGES = 256
     STAGES = 3                # that consume: each must be past a slot before it is filled again
     STAGE_WRITE = 0
     STAGE_SHA256 = 1
@@ -41,7 +44,9 @@ cdef enum:
 cdef struct job_t:
     table_t table
     int out_fd
-    bint direct               # the writer's own: past the page cache
+    bint direct               # the writer's own: large writes pass the page cache by
+    bint is_direct            # the writer's own: the descriptor does now
+    cloner_t cloner           # the reader's own
     uint8_t* base             # SLOTS * SLOT_BYTES
     uint8_t* headers          # scratch for one entry's header blocks
     uint8_t* name             # scratch for one entry's name
@@ -58,6 +63,7 @@ cdef struct job_t:
     uint64_t filled
     uint64_t drained[STAGES]
     size_t length[SLOTS]
+    uint8_t kept[SLOTS * SLOT_PAGES]   # pages that the tar has already, by a clone
     uint64_t rows[SLOTS]      # rows laid out when the slot was full: all that begin in it are among them
     bint finished
     bint stopped
@@ -108,6 +114,7 @@ cdef inline uint8_t* reserve(job_t* job, size_t* space) noexcept nogil:
         pthread_mutex_unlock(&job.lock)
         if not job.held:
             return NULL
+        memset(&job.kept[(job.filled % SLOTS) * SLOT_PAGES], 0, SLOT_PAGES)
     space[0] = SLOT_BYTES - job.at
     return job.base + (job.filled % SLOTS) * SLOT_BYTES + job.at
 
@@ -122,6 +129,13 @@ cdef inline void publish(job_t* job, bint finished) noexcept nogil:
     pthread_mutex_unlock(&job.lock)
     job.at = 0
     job.held = False
+
+cdef inline void keep_pages(job_t* job, size_t count) noexcept nogil:
+    """Mark the pages of the next count bytes: the tar has them."""
+    cdef size_t first = job.at // PAGE
+    memset(
+        &job.kept[(job.filled % SLOTS) * SLOT_PAGES + first], 1, (job.at + count + PAGE - 1) // PAGE - first
+    )
 
 cdef inline void advance(job_t* job, size_t count) noexcept nogil:
     job.at += count

@@ -18,9 +18,10 @@ from entry cimport FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, FLAG_WHITEOUT, entry
 from tarcheck cimport SOURCE_PATH, find_fault, find_target, in_heap, is_data, source_t, table_t
 from tarheader cimport BLOCK, PAX_LIMIT
 from tarlayout cimport read_stage
-from taroutput cimport PAGE, enter_direct, write_stage
+from tarclone cimport start_cloner, stop_cloner
+from taroutput cimport write_stage
 from tarring cimport (
-    FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGES,
+    FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, PAGE, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGES,
     await_filled, job_t, pthread_cond_destroy, pthread_cond_init, pthread_mutex_destroy, pthread_mutex_init, stop,
 )
 
@@ -42,7 +43,7 @@ cdef enum:
     ALIGN_LIMIT = 65536
 
 
-DIRECT_NEVER = (1 << 63) - 1
+DIRECT_NEVER = CLONE_NEVER = (1 << 63) - 1
 
 
 class SourceChanged(OSError):
@@ -94,7 +95,7 @@ cdef class _Pipeline:
     def __cinit__(self, bytearray records not None, heap, sources, sha256, blake3):
         cdef uintptr_t start
         memset(&self.job, 0, sizeof(job_t))
-        self.job.folder.fd = -1
+        self.job.folder.fd = self.job.cloner.fd = -1
         self.sha256 = sha256
         self.blake3 = blake3
         PyObject_GetBuffer(records, &self.records, PyBUF_WRITABLE)
@@ -118,6 +119,7 @@ cdef class _Pipeline:
         self.locks = True
 
     def __dealloc__(self):
+        stop_cloner(&self.job.cloner)
         if self.locks:
             pthread_cond_destroy(&self.job.drained_more)
             pthread_cond_destroy(&self.job.filled_more)
@@ -276,6 +278,7 @@ def write(
     align_bytes=4096,
     align_from_bytes=65536,
     direct_from_bytes=DIRECT_NEVER,
+    clone_from_bytes=CLONE_NEVER,
 ):
     """Write the canonical tar of a sorted table to out_fd, from its offset 0; return (size_bytes, sha256 digest).
 
@@ -290,7 +293,8 @@ def write(
         raise ValueError("align_bytes must be a multiple of 512 up to 65536, align_from_bytes not negative")
     pipeline.check(align_bytes, align_from_bytes, direct_from_bytes)
     pipeline.job.out_fd = out_fd
-    enter_direct(&pipeline.job)
+    if clone_from_bytes != CLONE_NEVER:
+        start_cloner(&pipeline.job.cloner, out_fd, max(clone_from_bytes, PAGE))
     digest = sha256()
     pipeline.run(digest)
     with nogil:

@@ -10,7 +10,7 @@ from tests.kernels import standing
 
 # The file of a driver's conformance suite names the driver. TestBranches shows aufs's files without aufs.
 SUITE = re.compile(r"tests/conformance/test_([a-z0-9]+)\.py::Test(?!\w*Quota|Branches)")
-NO_DRIVERS = {"backing", "migrate", "quota"}
+NO_DRIVERS = {"backing", "migrate", "quota", "reflink"}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 _Buffer = bytes | bytearray | memoryview
 
+CLONE_NEVER: int
 DIRECT_NEVER: int
 
 class SourceChanged(OSError):
@@ -17,6 +18,7 @@ def write(
     align_bytes: int = 4096,
     align_from_bytes: int = 65536,
     direct_from_bytes: int = 9223372036854775807,
+    clone_from_bytes: int = 9223372036854775807,
 ) -> tuple[int, bytes]:
     """Write the canonical tar of a sorted table to out_fd (from its offset 0); return (size_bytes, its sha256 digest).
 
@@ -28,6 +30,10 @@ def write(
     source must be a SOURCE_RANGE of packed data, is written in full and its record loses FLAG_SPARSE and its map.
     IMPLICIT directories are left out (both offsets 0); WHITEOUT becomes an empty `.wh.NAME`; OPAQUE adds
     `.wh..wh..opq` after its directory. After an error records and out_fd hold no meaning.
+    The whole blocks of a file of clone_from_bytes or more, whose data is aligned, are shared with its source where the
+    file system can (FICLONERANGE), and not written; the ring still carries them to the hashers. They are read back from
+    out_fd when the source's ctime could not tell of a write (younger than a second, or not on btrfs or xfs); otherwise
+    from the source, and another ctime afterwards is SourceChanged. out_fd is opened anew through /proc for it.
     Reading, sha256, BLAKE3 and writing overlap on threads of their own, all ended when it returns or raises; each
     source byte is read once; the GIL is released around all but the hashers' calls. Memory: a ring of 16 MiB.
     Write-back is started early but not waited for: the caller's fsync makes it durable.

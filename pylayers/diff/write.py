@@ -15,6 +15,8 @@ from pylayers.store.layer import Layer
 
 # Large layers pass the page cache by: see docs/decisions/0006.
 DIRECT_FROM_BYTES = 64 << 20
+# Larger files share their blocks with the layer where the file system can: see docs/decisions/0011.
+CLONE_FROM_BYTES = 64 << 10
 
 
 def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer) -> Layer:
@@ -26,7 +28,14 @@ def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer)
     with store.layers.ingest() as writer:
         try:
             size_bytes, digest = tarwrite.write(
-                writer.fd, records, heap, sources, hashlib.sha256, blake3, direct_from_bytes=DIRECT_FROM_BYTES
+                writer.fd,
+                records,
+                heap,
+                sources,
+                hashlib.sha256,
+                blake3,
+                direct_from_bytes=DIRECT_FROM_BYTES,
+                clone_from_bytes=CLONE_FROM_BYTES,
             )
         except tarwrite.SourceChanged as error:
             raise Conflict(

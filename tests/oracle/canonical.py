@@ -203,7 +203,7 @@ class Given:
             os.close(fd)
 
 
-def make_table(items: list[Item], folder: Path) -> Given:
+def make_table(items: list[Item], folder: Path, range_align: int = 1) -> Given:
     """Build the kernel's arguments. Data goes to the heap, to files below folder, or packed into one file."""
     folder.mkdir()
     builder = TableBuilder()
@@ -220,7 +220,7 @@ def make_table(items: list[Item], folder: Path) -> Given:
             os.pwrite(packed_fd, b"".join(item.content[o : o + n] for o, n in item.ranges), offset)
             source = (packed_fd, SOURCE_RANGE, offset, 0)
         elif item.has_data and item.kind == SOURCE_RANGE:
-            offset = os.lseek(packed_fd, 0, os.SEEK_END) + number
+            offset = -(-(os.lseek(packed_fd, 0, os.SEEK_END) + number) // range_align) * range_align
             os.pwrite(packed_fd, item.content, offset)
             source = (packed_fd, SOURCE_RANGE, offset, len(item.content))
         elif item.has_data and item.kind == SOURCE_PATH:
@@ -247,12 +247,21 @@ def make_table(items: list[Item], folder: Path) -> Given:
 
 
 def check_against_oracle(
-    given: Given, out: Path, align: int = 4096, align_from: int = 65536, direct_from: int = 1 << 62
+    given: Given,
+    out: Path,
+    align: int = 4096,
+    align_from: int = 65536,
+    direct_from: int = 1 << 62,
+    clone_from: int = tarwrite.CLONE_NEVER,
 ) -> bytes:
     """Write with the kernel; hold tar, digest and every record against the oracle. Gives the tar."""
     expected, offsets = write_slowly(given.items, align, align_from)
     tar, size_bytes, digest = given.write(
-        out, align_bytes=align, align_from_bytes=align_from, direct_from_bytes=direct_from
+        out,
+        align_bytes=align,
+        align_from_bytes=align_from,
+        direct_from_bytes=direct_from,
+        clone_from_bytes=clone_from,
     )
     if tar != expected:
         differ = (at for at, (x, y) in enumerate(zip(tar, expected, strict=False)) if x != y)

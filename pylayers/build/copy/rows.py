@@ -115,7 +115,8 @@ class Keys(Sequence[bytes]):
 def join(directories: EntryTable, grafts: Sequence[Graft]) -> LayerRows:
     """Join directories and grafts (which any of the grafts may override, later ones earlier ones) to one table.
 
-    The largest graft is copied in slices, the rows of all others are put between them one by one.
+    The largest graft's buffers become the layer's; the rows of all others are put between its own one by one. Only the
+    origin and start of its GraftedRows hold afterwards.
     """
     written = [graft for graft in grafts if graft.count]
     large = max(range(len(written)), key=lambda number: written[number].count) if written else -1
@@ -165,27 +166,29 @@ def make_piece(graft: Graft, number: int, row: int, base: int, path: bytes) -> P
 def weave(
     written: Sequence[Graft], large: int, pieces: list[Piece], heap: bytearray, covered: dict[int, dict[bytes, Piece]]
 ) -> LayerRows:
-    """Put sorted pieces between the rows of the large graft; where both have a path, the later graft's row stays."""
+    """Put sorted pieces between the rows of the large graft; where both have a path, the later graft's row stays.
+
+    The layer takes over the graft's own rows, which are moved within their buffers: a second copy of a large table
+    would be the most that a build holds.
+    """
     graft = written[large]
     count, skipped = graft.count, graft.skipped
     keys: Sequence[bytes] = Keys(graft)
     if len(pieces) * FEW > count:
         keys = [keys[row] for row in range(count)]
-    records, sources = bytearray(), bytearray()
     runs: list[Run] = []
-    own_records, own_sources = memoryview(graft.rows.records), memoryview(graft.rows.sources)
-    at = 0
+    placed: list[tuple[int, Piece]] = []
+    at = here = 0
 
-    def copy_until(end: int) -> None:
-        nonlocal records, sources
+    def keep_until(end: int) -> None:
+        nonlocal here
         if end > at:
-            runs.append(Run(graft, skipped + at, len(records) // ENTRY_SIZE_BYTES, end - at))
-            records += own_records[(skipped + at) * ENTRY_SIZE_BYTES : (skipped + end) * ENTRY_SIZE_BYTES]
-            sources += own_sources[(skipped + at) * SOURCE_SIZE_BYTES : (skipped + end) * SOURCE_SIZE_BYTES]
+            runs.append(Run(graft, skipped + at, here, end - at))
+            here += end - at
 
     for piece in pieces:
         place = bisect_left(keys, piece.key, at)
-        copy_until(place)
+        keep_until(place)
         at = place
         if place < count and keys[place] == piece.key:
             path = graft.table.path(graft.table.entry(skipped + place))
@@ -195,11 +198,36 @@ def weave(
             covered.setdefault(large, {})[path] = make_piece(graft, large, skipped + place, 0, path)
             at = place + 1
         if piece.order >= 0:
-            add_run(runs, written[piece.order], piece.row, len(records) // ENTRY_SIZE_BYTES)
-        records += piece.record
-        sources += piece.source
-    copy_until(count)
+            add_run(runs, written[piece.order], piece.row, here)
+        placed.append((here, piece))
+        here += 1
+    keep_until(count)
+    moves = [(run.first, run.here, run.length) for run in runs if run.graft is graft]
+    records, sources = graft.rows.records, graft.rows.sources
+    rearrange(records, ENTRY_SIZE_BYTES, moves, [(row, piece.record) for row, piece in placed], here)
+    rearrange(sources, SOURCE_SIZE_BYTES, moves, [(row, piece.source) for row, piece in placed], here)
     return LayerRows(records, heap, sources, runs)
+
+
+def rearrange(
+    table: bytearray,
+    size_bytes: int,
+    moves: Sequence[tuple[int, int, int]],
+    placed: Sequence[tuple[int, bytes | bytearray]],
+    count: int,
+) -> None:
+    """Move runs of a table's rows (from, to, length; in order), put others at theirs, and end it at `count` rows."""
+    table += bytes(max(0, count * size_bytes - len(table)))
+    # Those towards the front from the front on, then the others from the back on: none lands on one that still waits.
+    ordered = [move for move in moves if move[1] < move[0]] + [move for move in moves if move[1] > move[0]][::-1]
+    with memoryview(table) as view:
+        for first, here, length in ordered:
+            view[here * size_bytes : (here + length) * size_bytes] = view[
+                first * size_bytes : (first + length) * size_bytes
+            ]
+        for row, content in placed:
+            view[row * size_bytes : (row + 1) * size_bytes] = content
+    del table[count * size_bytes :]
 
 
 def add_run(runs: list[Run], graft: Graft, row: int, here: int) -> None:

@@ -120,6 +120,7 @@ class LocalTree:
         self.hash_unknown()
         rows = self.graft(b"", Ownership(0, 0, owner.mode, owner.changes))
         digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher(), 0, not self.is_directory)
+        del rows  # as large as the table, of which remember makes another copy
         self.remember(owner.digest_name, digest)
         return digest
 
