@@ -1,24 +1,20 @@
 # cython: language_level=3, autotestdict=False
 """Read a mapped tar's headers into an entry table.
 
-tarentry.pxd reads one entry's header, tarstate.pxd PAX records and sparse maps, tarresolve.pxd turns entries in tar
-order into rows; here is the walk over the blocks.
+tarblock.pxd takes in one header, tarentry.pxd its fields, tarstate.pxd PAX records and sparse maps, tarresolve.pxd
+turns entries in tar order into rows; here is the walk over the blocks.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from entry cimport FLAG_HARDLINK, entry_t
+from entry cimport entry_t
 from growable cimport release, reserve
-from tarentry cimport (
-    IFDIR, IFLNK, IFREG, name_entry, read_link, read_owner, read_size, read_sparse, read_type, read_whiteout,
-)
-from tarfield cimport (
-    AT_SIZE, AT_TYPE, BLOCK, checksum_matches, is_zero, parse_number, prefetch_header, text_length,
-)
+from tarblock cimport add_entry, begin_entry, read_special
+from tarfield cimport AT_SIZE, BLOCK, checksum_matches, is_zero, parse_number, prefetch_header
 from tarresolve cimport fill_row, out_t, release_resolve, resolve_entries, resolve_t
-from tarstate cimport SPECIAL_LIMIT, clear_pax, encode_xattrs, fail, keep, place_t, read_pax, scan_t, slice_t
+from tarstate cimport clear_pax, fail, scan_t
 
 
 class TarFormatError(ValueError):
@@ -27,90 +23,6 @@ class TarFormatError(ValueError):
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(f"{message} (at byte {offset} of the tar)")
         self.offset = offset
-
-
-cdef int add_entry(scan_t* scan, const uint8_t* block) noexcept nogil:
-    """Read one entry's header, step over its data and keep its row."""
-    cdef entry_t row
-    cdef place_t xattrs
-    cdef int64_t stored
-    cdef bint skipped = False
-    cdef uint64_t end
-    memset(&row, 0, sizeof(entry_t))
-    row.header_offset = scan.header
-    row.data_offset = scan.at + BLOCK
-    if (read_owner(scan, block, &row) < 0 or read_size(scan, block, &stored) < 0 or read_type(scan, block, &row) < 0
-            or name_entry(scan, block, &row) < 0):
-        return -1
-    if row.path_length == 0 and (row.mode & 0o170000 != IFDIR or row.flags & FLAG_HARDLINK):
-        return fail(scan, scan.header, b"expected the root to be a directory")
-    if block[AT_TYPE] != 68 and (row.mode & 0o170000 != IFREG or row.flags & FLAG_HARDLINK):
-        stored = 0  # only files have data, whatever the size field says (as GNU tar and docker read it)
-    if <uint64_t> stored > scan.length - row.data_offset:
-        return fail(scan, scan.at + AT_SIZE, b"expected a size within the tar: the data is cut off")
-    end = row.data_offset + <uint64_t> stored
-    if row.mode & 0o170000 == IFREG and not row.flags & FLAG_HARDLINK:
-        row.size_bytes = <uint64_t> stored
-        if (block[AT_TYPE] == 83 or scan.pax.sparse_major >= 0 or scan.pax.sparse_real >= 0
-                or scan.pax.sparse_count >= 0):
-            if read_sparse(scan, block, <uint64_t> stored, &row) < 0:
-                return -1
-            if block[AT_TYPE] == 83:
-                end = row.data_offset + <uint64_t> stored
-    elif row.flags & FLAG_HARDLINK or row.mode & 0o170000 == IFLNK:
-        if read_link(scan, block, &row) < 0:
-            return -1
-    if scan.length - end < (BLOCK - end % BLOCK) % BLOCK:
-        return fail(scan, end, b"expected the data padded to 512 bytes: the tar is cut off")
-    if encode_xattrs(scan, &xattrs) < 0:
-        return -1
-    row.xattr_offset = xattrs.offset
-    row.xattr_length = xattrs.length
-    if read_whiteout(scan, &row, &skipped) < 0:
-        return -1
-    scan.at = <size_t> (end + (BLOCK - end % BLOCK) % BLOCK)
-    if skipped:
-        scan.links -= row.flags & FLAG_HARDLINK
-        return 0
-    if scan.entries.length // sizeof(entry_t) >= scan.max_entries:
-        return fail(scan, scan.header, b"expected fewer entries: the table would pass the limit")
-    return keep(scan, &scan.entries, &row, sizeof(entry_t))
-
-
-cdef int read_special(scan_t* scan, const uint8_t* block, bint* special) noexcept nogil:
-    """Take in a header that describes others: x, X, g, L, K, or V (a label); special: whether it was one."""
-    cdef uint8_t kind = block[AT_TYPE]
-    cdef int64_t size
-    cdef size_t data = scan.at + BLOCK
-    cdef size_t end
-    cdef slice_t* text
-    cdef int status = 0
-    special[0] = kind == 120 or kind == 88 or kind == 103 or kind == 76 or kind == 75 or kind == 86
-    if not special[0]:
-        return 0
-    if scan.pending and (kind == 103 or kind == 86):
-        return fail(scan, scan.at, b"expected the entry of the extended header before")
-    if parse_number(block + AT_SIZE, 12, &size) < 0 or size < 0:
-        return fail(scan, scan.at + AT_SIZE, b"expected a size that is not negative")
-    if size > SPECIAL_LIMIT:
-        return fail(scan, scan.at + AT_SIZE, b"expected an extended header of at most 1 MiB")
-    if (<size_t> size + BLOCK - 1) // BLOCK * BLOCK > scan.length - data:
-        return fail(scan, scan.at + AT_SIZE, b"expected a size within the tar: the extended header is cut off")
-    end = data + <size_t> size
-    if kind == 76 or kind == 75:
-        text = &scan.long_name if kind == 76 else &scan.long_link
-        text.data = scan.tar + data
-        text.length = text_length(text.data, <size_t> size)
-    elif kind == 103:
-        scan.attributes.length = scan.shared_attributes
-        status = read_pax(scan, &scan.shared, data, end)
-        scan.shared_attributes = scan.attributes.length
-        scan.shared_xattr_known = False
-    elif kind != 86:
-        status = read_pax(scan, &scan.pax, data, end)
-    scan.pending = kind != 103 and kind != 86
-    scan.at = (end + BLOCK - 1) // BLOCK * BLOCK
-    return status
 
 
 cdef inline void ask_ahead(const scan_t* scan, const uint8_t* block) noexcept nogil:
@@ -128,11 +40,7 @@ cdef int read_headers(scan_t* scan) noexcept nogil:
     cdef bint special
     while True:
         if not scan.pending:
-            scan.header = scan.at
-            scan.pax = scan.shared
-            scan.long_name.data = scan.long_link.data = NULL
-            scan.attributes.length = scan.shared_attributes
-            scan.map.length = 0
+            begin_entry(scan)
         if scan.at == scan.length or (scan.length - scan.at >= BLOCK and is_zero(scan.tar + scan.at)):
             break
         if scan.length - scan.at < BLOCK:

@@ -8,17 +8,19 @@ import stat
 from blake3 import blake3
 
 from pylayers._native import tarscan
+from pylayers._native.tarfeed import TableFeed
 from pylayers.errors import IntegrityError
 from pylayers.store.entry import ENTRY_SIZE_BYTES, FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, EntryTable
 
 FLAGS_AT = 116  # byte offsets within a record
 BLAKE3_AT = 136
+TAKEN_BYTES = 8 << 20  # at a time, so that others get to run Python between
 
 
 def index_tar(descriptor: int, size_bytes: int, name: str) -> tuple[bytearray, bytearray]:
     """Scan a whole tar file and hash the content of every regular file; return (records, heap).
 
-    Raises IntegrityError with the byte offset where the tar is malformed. Cost: two passes over the page cache.
+    Raises IntegrityError with the byte offset where the tar is malformed.
     """
     if size_bytes == 0:
         return tarscan.scan(b"")
@@ -27,10 +29,33 @@ def index_tar(descriptor: int, size_bytes: int, name: str) -> tuple[bytearray, b
 
 
 def index_content(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
-    """Scan a mapped tar and hash the content of every regular file; return (records, heap). Raises IntegrityError."""
-    records, heap = scan_content(tar, name)
-    hash_contents(records, heap, tar)
-    return records, heap
+    """Scan a mapped tar and hash the content of every regular file; return (records, heap). Raises IntegrityError.
+
+    One pass over the page cache; two where the tar has sparse files or global headers.
+    """
+    feed = feed_table()
+    for at in range(0, len(tar), TAKEN_BYTES):
+        with tar[at : at + TAKEN_BYTES] as piece:
+            if not feed.take(piece):
+                break
+    return finish_table(feed, tar, name)
+
+
+def feed_table() -> TableFeed:
+    """Begin the table of a tar that will pass in pieces."""
+    return TableFeed(blake3)
+
+
+def finish_table(feed: TableFeed, tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
+    """Return the table of a tar that has passed, reading it again only where the feed has declined.
+
+    Raises IntegrityError with the byte offset.
+    """
+    table = feed.finish()
+    if table is None:
+        table = scan_content(tar, name)
+        hash_contents(*table, tar)
+    return table
 
 
 def scan_content(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:

@@ -14,12 +14,18 @@ from pylayers.oci.reference import Reference
 from pylayers.store.clone import append_file
 from pylayers.store.file import write_all
 from pylayers.transfer.archive import BLOCK_BYTES
-from pylayers.transfer.content import INDEX_NAME, LAYOUT_CONTENT, LAYOUT_NAME, Bundle, DockerImage
+from pylayers.transfer.content import (
+    DOCKER_NAME,
+    INDEX_NAME,
+    LAYOUT_CONTENT,
+    LAYOUT_NAME,
+    Bundle,
+    DockerImage,
+)
 
 ALIGN_BYTES = 4096
 ALIGN_FROM_BYTES = 65536
 USTAR_SIZE_LIMIT = 1 << 33
-DOCKER_NAME = "manifest.json"
 BLOBS = "blobs/sha256/"
 
 

@@ -17,6 +17,7 @@ NAME_ANNOTATION = "io.containerd.image.name"
 LAYOUT_NAME = "oci-layout"
 LAYOUT_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 INDEX_NAME = "index.json"
+DOCKER_NAME = "manifest.json"
 
 
 @record

@@ -8,9 +8,11 @@ import mmap
 import os
 import re
 import stat
-import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,17 +26,18 @@ from pylayers.oci.reference import Reference
 from pylayers.record import record
 from pylayers.store import Store
 from pylayers.store.entry import EntryTable
+from pylayers.store.layer import Layer
 from pylayers.store.lease import Lease
 from pylayers.store.metadata import ImageRecord
 from pylayers.store.row import Entry
 from pylayers.store.tarindex import scan_content
 from pylayers.transfer.archive import BLOCK_BYTES, detect_compression, is_tar, read_pieces
-from pylayers.transfer.archivetar import DOCKER_NAME
-from pylayers.transfer.content import INDEX_NAME
+from pylayers.transfer.content import DOCKER_NAME, INDEX_NAME
 from pylayers.transfer.rootfs import Prefixed, import_stream
-from pylayers.transfer.verbatim import ingest_range
+from pylayers.transfer.verbatim import RangeIngest
 
 MOST_LINKS = 8
+LAYERS_AT_ONCE = 4  # bounds the tables that are held; the second largest fills the time that the largest leaves
 HEX_NAME = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$")
 
 
@@ -65,6 +68,11 @@ class ArchiveView:
             self.close()
             raise
         self._entries = {self._table.path(entry): entry for entry in self._table}
+
+    def forget(self, start: int, end: int) -> None:
+        """Let a range that has been read go from the mapping; who reads it again finds it."""
+        start -= start % mmap.PAGESIZE
+        self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def close(self) -> None:
         """Release the mapping."""
@@ -121,6 +129,8 @@ def load_archive(store: Store, source: Path | IO[bytes]) -> list[LoadedImage]:
 
 
 def _load_stream(store: Store, stream: IO[bytes], name: str) -> list[LoadedImage]:
+    import tempfile
+
     with tempfile.TemporaryFile(dir=store.scratch("load").parent) as spooled:
         buffered = io.BufferedReader(stream) if isinstance(stream, io.RawIOBase) else stream
         head = buffered.read(BLOCK_BYTES)
@@ -216,8 +226,7 @@ def _load_image(
             f"{archive.name}: {path} names {len(config.diff_ids)} layers, and {DOCKER_NAME} lists {len(paths)}"
         )
     names = [str(Reference.parse(tag).with_default_tag()) for tag in listed.get("RepoTags") or ()]
-    wanted = zip(paths, config.diff_ids, strict=True)
-    sizes = [_load_layer(store, lease, archive, place, diff_id) for place, diff_id in wanted]
+    sizes = _load_layers(store, lease, archive, paths, config.diff_ids)
     layers = tuple(
         Descriptor(MEDIA_LAYER_TAR, diff_id, size) for diff_id, size in zip(config.diff_ids, sizes, strict=True)
     )
@@ -242,25 +251,51 @@ def _load_image(
     return digest, config_digest, names
 
 
-def _load_layer(store: Store, lease: Lease, archive: ArchiveView, path: str, diff_id: str) -> int:
-    """Store one layer, unless it is there; return its size."""
-    entry = archive.require(path)
-    lease.hold("layer", diff_id)
-    if store.layers.exists(diff_id):
-        return store.layers.size_bytes(diff_id)
+def _load_layers(
+    store: Store, lease: Lease, archive: ArchiveView, paths: Sequence[str], diff_ids: Sequence[str]
+) -> list[int]:
+    """Store the layers that aren't there, the largest first, some at a time; return every one's size."""
+    wanted: dict[str, tuple[Entry, str]] = {}
+    for path, diff_id in zip(paths, diff_ids, strict=True):
+        entry = archive.require(path)
+        lease.hold("layer", diff_id)
+        if diff_id not in wanted and not store.layers.exists(diff_id):
+            wanted[diff_id] = entry, f"{archive.name}: {path}"
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "load") as pool, ExitStack() as stack:
+        begun: deque[tuple[str, str, RangeIngest]] = deque()
+        for diff_id, (entry, place) in sorted(wanted.items(), key=lambda one: -one[1][0].size_bytes):
+            ingest = _begin_layer(store, pool, archive, entry, place, diff_id)
+            if ingest is not None:
+                begun.append((place, diff_id, stack.enter_context(ingest)))
+            if len(begun) == LAYERS_AT_ONCE:
+                _finish_layer(*begun.popleft())
+        while begun:
+            _finish_layer(*begun.popleft())
+    return [store.layers.size_bytes(diff_id) for diff_id in diff_ids]
+
+
+def _begin_layer(
+    store: Store, pool: Executor, archive: ArchiveView, entry: Entry, place: str, diff_id: str
+) -> RangeIngest | None:
+    """Return how a plain layer comes in; store a compressed one at once."""
     start, end = entry.data_offset, entry.data_offset + entry.size_bytes
     head = bytes(archive.content[start : min(end, start + BLOCK_BYTES)])
-    place = f"{archive.name}: {path}"
     if detect_compression(head) is not None:
         with archive.content[start:end] as part:
-            layer = import_stream(store, io.BufferedReader(_Viewed(part)), place)
-    elif is_tar(head):
-        layer = ingest_range(store, archive.descriptor, archive.content, start, entry.size_bytes, place)
-    else:
-        raise InvalidInput(f"{place} is neither a tar nor a compressed one")
+            _check_layer(import_stream(store, io.BufferedReader(_Viewed(part)), place), place, diff_id)
+        return None
+    if is_tar(head):
+        return RangeIngest(store, pool, archive, start, entry.size_bytes, place)
+    raise InvalidInput(f"{place} is neither a tar nor a compressed one")
+
+
+def _finish_layer(place: str, diff_id: str, ingest: RangeIngest) -> None:
+    _check_layer(ingest.finish(), place, diff_id)
+
+
+def _check_layer(layer: Layer, place: str, diff_id: str) -> None:
     if layer.diff_id != diff_id:
         raise IntegrityError(f"{place} holds {layer.diff_id}, and the image's config says {diff_id}")
-    return layer.size_bytes
 
 
 class _Viewed(io.RawIOBase):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, wait
+from contextlib import ExitStack
+from typing import Protocol, Self
 
 from pylayers.errors import IntegrityError, translate_os_error
 from pylayers.oci.digest import digest_from_hex
@@ -17,6 +19,7 @@ from pylayers.store.layer import Layer
 from pylayers.store.tarindex import index_content
 
 PIECE_BYTES = 8 << 20
+HASHED_BYTES = 64 << 20
 WRITERS = 2
 PAGE_BYTES = 4096
 # Smaller layers are left to the page cache, as their first container wants them there (docs/decisions/0006).
@@ -46,88 +49,143 @@ class Worker(threading.Thread):
             raise self._error
 
 
-def ingest_range(store: Store, archive_fd: int, archive: memoryview, offset: int, size_bytes: int, name: str) -> Layer:
-    """Store size_bytes at offset of an archive as a layer; `archive` is the whole of it, mapped.
+class Archive(Protocol):
+    """A file that is mapped whole."""
 
-    sha256, the entry table with every file's BLAKE3, and writing run beside each other. Raises IntegrityError where
-    the tar is malformed, NoSpace.
+    descriptor: int
+    content: memoryview
+
+    def forget(self, start: int, end: int) -> None:
+        """Let a range that has been read go from the mapping; who reads it again finds it."""
+
+
+class RangeIngest:
+    """A layer on its way from a mapped archive into the store: enter to begin, then finish; leaving drops the rest.
+
+    Writing has threads of its own, which wait for the disk. sha256 and the entry table with every file's BLAKE3 are
+    the pool's: with a thread for each processor, and the largest layer begun first, the longest work, its sha256,
+    shares its processor with no other.
     """
-    with store.layers.ingest() as writer, archive[offset : offset + size_bytes] as tar:
-        hasher = hashlib.sha256()
-        tables: list[tuple[bytearray, bytearray]] = []
 
-        def index() -> None:
-            tables.append(index_content(tar, name))
+    def __init__(
+        self, store: Store, pool: Executor, archive: Archive, offset: int, size_bytes: int, name: str
+    ) -> None:
+        self._range = (offset, size_bytes)
+        self._name = name
+        self._store = store
+        self._pool = pool
+        self._archive = archive
+        self._hasher = hashlib.sha256()
+        self._stopped = False
+        self._left = ExitStack()
 
-        workers = [Worker(lambda: hasher.update(tar)), Worker(index)]
-        try:
+    def __enter__(self) -> Self:
+        offset, size_bytes = self._range
+        with ExitStack() as stack:
+            self._layer = stack.enter_context(self._store.layers.ingest())
+            self._tar = stack.enter_context(self._archive.content[offset : offset + size_bytes])
+            self._hashing = self._pool.submit(self._hash)
+            self._indexing = self._pool.submit(self._index)
+            stack.callback(lambda: wait((self._hashing, self._indexing)))
+            stack.callback(self._stop)
+            self._writing = Worker(self._write)
+            stack.callback(self._writing.join)
+            self._left = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.close()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._hashing.cancel()
+        self._indexing.cancel()
+
+    def finish(self) -> Layer:
+        """Wait until the layer is whole and make it visible. Raises IntegrityError for a malformed tar, NoSpace."""
+        with self._left:
             try:
-                write_range(archive_fd, offset, size_bytes, writer.fd)
-            finally:
-                for worker in workers:
-                    worker.join()
-            for worker in workers:
-                worker.finish()
-        except OSError as error:
-            raise translate_os_error(error, "write layer") from error
-        return writer.commit(*tables[0], size_bytes, digest_from_hex(hasher.hexdigest()))
+                self._writing.finish()
+                records, heap = self._indexing.result()
+                self._hashing.result()
+            except OSError as error:
+                raise translate_os_error(error, "write layer") from error
+            digest = digest_from_hex(self._hasher.hexdigest())
+            return self._layer.commit(records, heap, self._range[1], digest)
+
+    def _hash(self) -> None:
+        for at in range(0, len(self._tar), HASHED_BYTES):
+            if self._stopped:
+                return
+            with self._tar[at : at + HASHED_BYTES] as piece:
+                self._hasher.update(piece)
+            # At the end it would take as long as the hashing of 70 MB, with nothing else to do meanwhile.
+            start, end = (self._range[0] + place for place in (at, min(at + HASHED_BYTES, len(self._tar))))
+            self._pool.submit(self._archive.forget, start, end)
+
+    def _index(self) -> tuple[bytearray, bytearray]:
+        return index_content(self._tar, self._name)
+
+    def _write(self) -> None:
+        offset, size_bytes = self._range
+        write_range(self._archive.descriptor, self._tar, offset, size_bytes, self._layer.fd)
+        os.fsync(self._layer.fd)  # here it waits for the disk beside the hashing, and commit's finds nothing to do
 
 
-def write_range(source_fd: int, offset: int, size_bytes: int, target_fd: int) -> None:
-    """Copy a range of a file to an empty one: shared blocks where the file system can, else past the page cache."""
+def write_range(source_fd: int, source: memoryview, offset: int, size_bytes: int, target_fd: int) -> None:
+    """Copy a mapped range of a file to an empty one: shared blocks where that can be, else past the page cache.
+
+    Past it, the disk takes the bytes from the mapping, with no copy between.
+    """
     if share_range(source_fd, offset, size_bytes, target_fd):
         return
     direct = size_bytes >= DIRECT_FROM_BYTES and set_direct(target_fd, True)
-    tail = size_bytes % PAGE_BYTES if direct else 0
+    whole = size_bytes - size_bytes % PAGE_BYTES if direct else 0
     try:
         if direct:
             # Without it every write grows the file, which one writer at a time may do: 1.2 s instead of 0.8 for 1.4 GB.
-            os.posix_fallocate(target_fd, 0, size_bytes - tail)
-        copy_pieces(source_fd, offset, size_bytes - tail, target_fd, WRITERS if direct else 1)
+            os.posix_fallocate(target_fd, 0, whole)
+            copy_pieces(source, 0, whole, target_fd, WRITERS)
     except OSError as error:
-        if not direct or error.errno != errno.EINVAL:  # the file system wants another alignment
+        if error.errno != errno.EINVAL:  # the file system wants another alignment
             raise
-        direct = set_direct(target_fd, False)
-        copy_pieces(source_fd, offset, size_bytes, target_fd, 1)
-        return
+        whole = 0
     if direct:
         set_direct(target_fd, False)
-        copy_pieces(source_fd, offset + size_bytes - tail, tail, target_fd, 1, size_bytes - tail)
+    copy_pieces(source, whole, size_bytes, target_fd, 1)
 
 
-def copy_pieces(
-    source_fd: int, offset: int, size_bytes: int, target_fd: int, writers: int, target_offset: int = 0
-) -> None:
-    """Copy a range in pieces, some of them at a time. Raises IntegrityError when the source ends early, OSError."""
-    starts = iter(range(0, size_bytes, PIECE_BYTES))
+def copy_pieces(source: memoryview, first: int, last: int, target_fd: int, writers: int) -> None:
+    """Write source[first:last] to the same place of a file in pieces, some of them at a time.
+
+    Raises IntegrityError when the source's file became shorter, OSError.
+    """
+    starts = iter(range(first, last, PIECE_BYTES))
     lock = threading.Lock()
 
     def copy() -> None:
-        with mmap.mmap(-1, PIECE_BYTES) as buffer, memoryview(buffer) as view:
-            while True:
-                with lock:
-                    start = next(starts, None)
-                if start is None:
-                    return
-                end = min(start + PIECE_BYTES, size_bytes)
-                at = start
-                while at < end:
-                    count = os.preadv(source_fd, [view[at - start : end - start]], offset + at)
-                    if not count:
-                        raise IntegrityError("the archive became shorter while it was read")
-                    at += count
-                at = start
-                while at < end:
-                    at += os.pwrite(target_fd, view[at - start : end - start], target_offset + at)
+        while True:
+            with lock:
+                at = next(starts, None)
+            if at is None:
+                return
+            end = min(at + PIECE_BYTES, last)
+            while at < end:
+                with source[at:end] as piece:  # not left to an error's traceback: the archive has to be closed
+                    at += os.pwrite(target_fd, piece, at)
 
     workers = [Worker(copy) for _ in range(writers - 1)]
     try:
         copy()
+        for worker in workers:
+            worker.finish()
+    except OSError as error:
+        if error.errno == errno.EFAULT:
+            raise IntegrityError("the archive became shorter while it was read") from error
+        raise
     finally:
         for worker in workers:
             worker.join()
-    for worker in workers:
-        worker.finish()
 
 
 def share_range(source_fd: int, offset: int, size_bytes: int, target_fd: int) -> bool:

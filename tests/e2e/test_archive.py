@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import lzma
+import os
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -20,6 +24,7 @@ import zstandard
 
 from pylayers.engine import Engine
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError, Unsupported
+from pylayers.store.entry import FLAG_HASHED
 from pylayers.transfer import verbatim
 from tests.e2e.build_case import make_tar, write
 from tests.e2e.cli_process import Cli
@@ -143,6 +148,63 @@ def test_large_layers_are_written_past_the_page_cache(
     monkeypatch.setattr(verbatim, "PIECE_BYTES", 8192)
     load(engine, pack([("pad", b"x"), *modern()]), tmp_path)
     check_loaded(engine)
+
+
+def test_many_layers_at_once_and_one_of_them_twice(engine: Engine, tmp_path: Path) -> None:
+    layers = tuple(make_tar(((f"opt/{number}", b"x" * 3000 * number, {}),)) for number in range(9))
+    layers = (*layers, layers[2])
+    load(engine, pack(modern(layers=layers)), tmp_path)
+    image = engine.images.get("app:1")
+    assert image.config.diff_ids == tuple(f"sha256:{sha256(layer)}" for layer in layers)
+    assert image.size_bytes == sum(map(len, layers))
+    for diff_id in image.config.diff_ids:
+        engine.store.layers.verify(diff_id)
+
+
+@pytest.mark.parametrize("wrong", [0, 4, 8])
+def test_a_wrong_layer_among_many_drops_those_on_their_way(engine: Engine, tmp_path: Path, wrong: int) -> None:
+    layers = tuple(make_tar(((f"opt/{number}", b"x" * 3000 * number, {}),)) for number in range(9))
+    content = damage(modern(layers=layers), sha256(layers[wrong]), lambda old: old[:-5000])
+    with pytest.raises(IntegrityError, match=sha256(layers[wrong])):
+        load(engine, content, tmp_path)
+    assert not list((tmp_path / "root" / "tmp").glob("work-*/layer-*"))
+    assert engine.images.list() == []
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.EFAULT])
+def test_a_disk_that_takes_no_mapped_pages(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """EINVAL means another alignment: the page cache takes the layer. EFAULT: the archive became shorter."""
+    write_now = os.pwrite
+
+    def pwrite(descriptor: int, content: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(refused, os.strerror(refused))
+        return write_now(descriptor, content, offset)
+
+    monkeypatch.setattr(verbatim, "DIRECT_FROM_BYTES", 1)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with tempfile.TemporaryFile(dir=tmp_path) as probe:
+        if not verbatim.set_direct(probe.fileno(), True):
+            pytest.skip("this file system has no O_DIRECT")
+    if refused == errno.EINVAL:
+        load(engine, pack(modern()), tmp_path)
+        check_loaded(engine)
+        return
+    with pytest.raises(IntegrityError, match="became shorter"):
+        load(engine, pack(modern()), tmp_path)
+
+
+def test_layers_that_need_a_second_look(engine: Engine, tmp_path: Path) -> None:
+    """Sparse files and global headers are no matter of one pass."""
+    corpus = Path(__file__).parent.parent / "corpus" / "good"
+    layers = (*LAYERS, *((corpus / name).read_bytes() for name in ("tar_gnu_sparse_1.0.tar", "tar_gnu_sparse_old.tar")))
+    load(engine, pack(modern(layers=layers)), tmp_path)
+    for diff_id in engine.images.get("app:1").config.diff_ids:
+        layer = engine.store.layers.open(diff_id)
+        engine.store.layers.verify(diff_id)
+        assert all(entry.flags & FLAG_HASHED for entry in layer.table if stat.S_ISREG(entry.mode))
 
 
 def test_a_name_moves(engine: Engine, tmp_path: Path) -> None:
