@@ -24,8 +24,9 @@ from failure import FAILED  # noqa: E402
 from report import MEMORY_GOAL_BYTES, describe_machine  # noqa: E402
 from table import MemoryRow, Row, draw, is_memory, render_rows  # noqa: E402
 
-GROUPS = ("build", "container", "copy_up", "kernel", "growth")
-QUICK_GROUPS = ("build", "kernel", "growth")
+GROUPS = ("build", "container", "copy_up", "kernel", "growth", "start")
+QUICK_GROUPS = ("build", "kernel", "growth", "start")
+DOCKER_GROUPS = ("build", "container", "copy_up", "kernel")
 WORSE = {"s": "slower", "MB": "larger"}
 SLOWER = 1.25  # than the best before, on the same machine: marked in the history
 RESULT_NAMES = {"copy_up": "copy-up"}
@@ -35,6 +36,7 @@ BUILD_GOALS = {
     ("changed", "ml"): 20.0, ("changed", "nm"): 20.0, ("changed", "big"): 20.0,
     ("unchanged", "ml"): 15.0, ("library", "ml"): 25.0,
 }  # fmt: skip
+BUILDAH_GOAL = 30.0
 BUILD_TITLES = {
     "cold": "cold build", "changed": "rebuild, one file changed", "unchanged": "rebuild, nothing changed, process",
     "library": "rebuild, nothing changed, call",
@@ -62,6 +64,11 @@ def read_build(result: dict[str, Any]) -> Iterator[AnyRow]:
             title, work["pylayers_s"], "docker" if work["docker_s"] else None, work["docker_s"],
             BUILD_GOALS.get((kind, source)), limit, BUILD_LIMIT_GOALS[kind],
         )  # fmt: skip
+        if work["buildah_s"]:
+            yield Row(
+                title, work["pylayers_s"], "buildah bud", work["buildah_s"], BUILDAH_GOAL, limit,
+                BUILD_LIMIT_GOALS[kind],
+            )  # fmt: skip
         if work["rss_anon_peak_bytes"]:
             yield MemoryRow(title, work["rss_anon_peak_bytes"], MEMORY_GOAL_BYTES)
 
@@ -98,7 +105,9 @@ def command_of(group: str, options: argparse.Namespace) -> list[str]:
         return [*command, "--quick"]
     if group in ("build", "container", "kernel") and not options.docker:
         command.append("--no-docker")
-    if options.docker_root is not None and group != "growth":
+    if group == "build" and not options.buildah:
+        command.append("--no-buildah")
+    if options.docker_root is not None and group in DOCKER_GROUPS:
         command += ["--docker-root", str(options.docker_root)]
     if group == "copy_up" and not options.docker:
         command += ["--work", "file,tree"]
@@ -199,6 +208,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small inputs, no docker: whether all of it works")
     parser.add_argument("--no-docker", dest="docker", action="store_false")
+    parser.add_argument("--no-buildah", dest="buildah", action="store_false")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that the peers are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()

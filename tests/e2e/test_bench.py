@@ -21,6 +21,7 @@ WORKS = {
     "cold build, entries, from 1 to 10 times", "diff of tables, to 100000 rows, from 10 to 100 times",
     "tar scan, to 10000 files, from 10 to 100 times", "EROFS index, to 10000 files, from 1 to 10 times",
     "lookup among 30 images", "rebuild, nothing changed among 30 images", "two builds at once on one store",
+    "rebuild, nothing changed, 200 files, process",
 }  # fmt: skip
 
 
@@ -53,6 +54,7 @@ def test_quick_run_and_history(tmp_path: Path) -> None:
         if row["peer"] is not None:
             assert row["ratio"] == pytest.approx(row["peer_s"] / row["pylayers_s"])
     assert not [note for note in result["notes"] if "left with" in note or "failed" in note], result["notes"]
+    assert any("modules beyond Python's own" in note and "pylayers.store" in note for note in result["notes"])
     table = path.with_suffix(".md").read_text()
     assert all(f"| {work} |" in table for work in {*WORKS, *sized})
     picture = ElementTree.fromstring(path.with_suffix(".svg").read_text())
