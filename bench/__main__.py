@@ -24,8 +24,8 @@ from failure import FAILED  # noqa: E402
 from report import MEMORY_GOAL_BYTES, describe_machine  # noqa: E402
 from table import MemoryRow, Row, draw, is_memory, render_rows  # noqa: E402
 
-GROUPS = ("build", "container", "copy_up", "kernel", "growth", "start")
-QUICK_GROUPS = ("build", "kernel", "growth", "start")
+GROUPS = ("build", "container", "copy_up", "kernel", "growth", "read_way", "start")
+QUICK_GROUPS = ("build", "kernel", "growth", "read_way", "start")
 DOCKER_GROUPS = ("build", "container", "copy_up", "kernel")
 WORSE = {"s": "slower", "MB": "larger"}
 SLOWER = 1.25  # than the best before, on the same machine: marked in the history

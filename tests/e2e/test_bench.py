@@ -21,7 +21,7 @@ WORKS = {
     "cold build, entries, from 1 to 10 times", "diff of tables, to 100000 rows, from 10 to 100 times",
     "tar scan, to 10000 files, from 10 to 100 times", "EROFS index, to 10000 files, from 1 to 10 times",
     "lookup among 30 images", "rebuild, nothing changed among 30 images", "two builds at once on one store",
-    "rebuild, nothing changed, 200 files, process",
+    "rebuild, nothing changed, 200 files, process", "hash a file of 4 KiB, warm", "hash a file of 64 MiB, warm",
 }  # fmt: skip
 
 
