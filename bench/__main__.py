@@ -19,11 +19,15 @@ from typing import Any
 BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH.parent), str(BENCH)]
 
-from report import describe_machine  # noqa: E402
-from table import Row, draw, render_rows  # noqa: E402
+from container import LIBRARY_GOAL_S, OWN_BUNDLE  # noqa: E402
+from failure import FAILED  # noqa: E402
+from report import MEMORY_GOAL_BYTES, describe_machine  # noqa: E402
+from table import MemoryRow, Row, draw, is_memory, render_rows  # noqa: E402
 
-GROUPS = ("build", "container", "copy_up", "kernel", "growth")
-QUICK_GROUPS = ("build", "kernel", "growth")
+GROUPS = ("build", "container", "copy_up", "kernel", "growth", "read_way", "start")
+QUICK_GROUPS = ("build", "kernel", "growth", "read_way", "start")
+DOCKER_GROUPS = ("build", "container", "copy_up", "kernel")
+WORSE = {"s": "slower", "MB": "larger"}
 SLOWER = 1.25  # than the best before, on the same machine: marked in the history
 RESULT_NAMES = {"copy_up": "copy-up"}
 # Issue 5's goals: at least as many times faster than docker; at most as many times the limit.
@@ -32,18 +36,21 @@ BUILD_GOALS = {
     ("changed", "ml"): 20.0, ("changed", "nm"): 20.0, ("changed", "big"): 20.0,
     ("unchanged", "ml"): 15.0, ("library", "ml"): 25.0,
 }  # fmt: skip
+BUILDAH_GOAL = 30.0
 BUILD_TITLES = {
     "cold": "cold build", "changed": "rebuild, one file changed", "unchanged": "rebuild, nothing changed, process",
     "library": "rebuild, nothing changed, call",
 }  # fmt: skip
+AnyRow = Row | MemoryRow
 BUILD_LIMIT_GOALS = {"cold": 1.3, "changed": 1.5, "unchanged": 1.5, "library": 1.5}
 CONTAINER_TITLES = {
     "load": "archive to first container", "unpack": "archive to first container", "run": "run true, process",
-    "library": "run true, call", "commit": "commit of one file",
+    "library": "run true, call", "commit": "commit of one file", "commit_large": "commit of 1 GiB",
 }  # fmt: skip
+COMMIT_LIMIT_GOAL = 1.5  # of sha256 of the tar
 
 
-def read_build(result: dict[str, Any]) -> Iterator[Row]:
+def read_build(result: dict[str, Any]) -> Iterator[AnyRow]:
     """Give the rows of bench/build.py; the limits are issue 5's."""
     for work in result["works"]:
         limits = result["limits"][work["source"]]
@@ -52,29 +59,39 @@ def read_build(result: dict[str, Any]) -> Iterator[Row]:
             "changed": limits["sha256_s"],
         }.get(work["work"], limits["stat_s"])
         kind, source = work["work"], work["source"]
+        title = f"{BUILD_TITLES[kind]}: {source}"
         yield Row(
-            f"{BUILD_TITLES[kind]}: {source}", work["pylayers_s"], "docker" if work["docker_s"] else None,
-            work["docker_s"], BUILD_GOALS.get((kind, source)), limit, BUILD_LIMIT_GOALS[kind],
+            title, work["pylayers_s"], "docker" if work["docker_s"] else None, work["docker_s"],
+            BUILD_GOALS.get((kind, source)), limit, BUILD_LIMIT_GOALS[kind],
         )  # fmt: skip
+        if work["buildah_s"]:
+            yield Row(
+                title, work["pylayers_s"], "buildah bud", work["buildah_s"], BUILDAH_GOAL, limit,
+                BUILD_LIMIT_GOALS[kind],
+            )  # fmt: skip
+        if work["rss_anon_peak_bytes"]:
+            yield MemoryRow(title, work["rss_anon_peak_bytes"], MEMORY_GOAL_BYTES)
 
 
-def read_container(result: dict[str, Any]) -> Iterator[Row]:
+def read_container(result: dict[str, Any]) -> Iterator[AnyRow]:
     """Give the rows of bench/container.py."""
-    limits = {"load": max(result["limits"].values()), "unpack": max(result["limits"].values())}
     for work in result["works"]:
+        kind, peer = work["work"], work["peer"]
         goal = work["goal"] if isinstance(work["goal"], int | float) else None
-        title = CONTAINER_TITLES[work["work"]]
-        yield Row(title, work["pylayers_s"], work["peer"], work["peer_s"], goal, limits.get(work["work"]), None)
+        limit, limit_goal = work["limit_s"], COMMIT_LIMIT_GOAL if kind in ("commit", "commit_large") else None
+        if kind == "library" and peer == OWN_BUNDLE:  # may be above the runtime alone by so much: that is the limit
+            limit, limit_goal = work["peer_s"] + LIBRARY_GOAL_S, 1.0
+        yield Row(CONTAINER_TITLES[kind], work["pylayers_s"], peer, work["peer_s"], goal, limit, limit_goal)
 
 
-def read_copies(result: dict[str, Any]) -> Iterator[Row]:
+def read_copies(result: dict[str, Any]) -> Iterator[AnyRow]:
     """Give the rows of bench/copy_up.py."""
     for work in result["works"]:
         title = f"copy-up, {work['work']}, {work['file_system']}"
         yield Row(title, work["pylayers_s"], work["peer"], work["peer_s"], work["goal"], work["limit_s"], None)
 
 
-READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+READERS: dict[str, Callable[[dict[str, Any]], Iterator[AnyRow]]] = {
     "build": read_build, "container": read_container, "copy_up": read_copies,
 }  # fmt: skip
 
@@ -88,7 +105,9 @@ def command_of(group: str, options: argparse.Namespace) -> list[str]:
         return [*command, "--quick"]
     if group in ("build", "container", "kernel") and not options.docker:
         command.append("--no-docker")
-    if options.docker_root is not None and group != "growth":
+    if group == "build" and not options.buildah:
+        command.append("--no-buildah")
+    if options.docker_root is not None and group in DOCKER_GROUPS:
         command += ["--docker-root", str(options.docker_root)]
     if group == "copy_up" and not options.docker:
         command += ["--work", "file,tree"]
@@ -136,7 +155,7 @@ def run_all(options: argparse.Namespace) -> int:
     (place / f"all-{stamp}.svg").write_text(draw(rows, title))
     print(text)
     print(f"written to {place}/all-{stamp}.json, .md and .svg", file=sys.stderr)
-    return 1 if any("no result" in note for note in notes) else 0
+    return 1 if any("no result" in note or note.startswith(FAILED) for note in notes) else 0
 
 
 def read_history(cache: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -156,22 +175,28 @@ def show_history(cache: Path) -> int:
 
 
 def render_history(results: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Write one line for each work and machine: its medians, oldest first."""
-    series: dict[tuple[str, str], list[tuple[str, str, float]]] = {}
+    """Write one line for each work, peer and machine: the medians, oldest first, with the ratio to the peer.
+
+    One work has a row for each of its peers, measured together or not: none stands for the others.
+    """
+    series: dict[tuple[str, str, str, str], list[tuple[str, str, dict[str, Any]]]] = {}
     for stamp, result in results:
         about = result["machine"]
         machine = f"{about['cpu']}, {about['cores']} cores{', quick' if result['quick'] else ''}"
-        for row in {row["work"]: row for row in result["rows"]}.values():
-            taken = (stamp, str(about["commit"]), float(row["pylayers_s"]))
-            series.setdefault((machine, row["work"]), []).append(taken)
-    lines = ["| work | machine | medians, oldest first |", "| --- | --- | --- |"]
-    for (machine, work), taken in sorted(series.items()):
+        for row in result["rows"]:
+            unit = "MB" if is_memory(row) else "s"
+            taken = series.setdefault((machine, row["work"], row.get("peer") or "", unit), [])
+            taken.append((stamp, str(about["commit"]), row))
+    lines = ["| work | peer | machine | medians, oldest first |", "| --- | --- | --- | --- |"]
+    for (machine, work, peer, unit), taken in sorted(series.items()):
         cells, best = [], float("inf")
-        for stamp, commit, seconds in taken:
-            mark = f" **slower: {seconds / best:.2f} of the best**" if seconds > best * SLOWER else ""
-            cells.append(f"{seconds:.4g} s ({commit}, {stamp[:8]}){mark}")
-            best = min(best, seconds)
-        lines.append(f"| {work} | {machine} | {'; '.join(cells)} |")
+        for stamp, commit, row in taken:
+            value = float(row["pylayers_mb" if unit == "MB" else "pylayers_s"])
+            mark = f" **{WORSE[unit]}: {value / best:.2f} of the best**" if value > best * SLOWER else ""
+            beside = f", peer / pylayers {row['ratio']:.3g}" if peer and row["ratio"] else ""
+            cells.append(f"{value:.4g} {unit} ({commit}, {stamp[:8]}{beside}){mark}")
+            best = min(best, value)
+        lines.append(f"| {work} | {peer} | {machine} | {'; '.join(cells)} |")
     return lines
 
 
@@ -183,6 +208,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small inputs, no docker: whether all of it works")
     parser.add_argument("--no-docker", dest="docker", action="store_false")
+    parser.add_argument("--no-buildah", dest="buildah", action="store_false")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that the peers are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()

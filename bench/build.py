@@ -2,13 +2,15 @@
 
 Every round does each kind of work once per side, and who is first changes from round to round. Before each run the
 source files are read, so both sides find them in the page cache, and earlier writes are flushed. A cold build begins
-with nothing but the base image on either side: no image, no layer, no build cache, no transferred context.
+with nothing but the base image on either side: no image, no layer, no build cache, no transferred context. Where it is
+installed, `buildah bud` does the cold builds as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from buildah import Buildah
+from failure import FAILURES, describe_failure, exit_status
 from limit import Limits, measure_limits
 from peer import Docker, PeerError
 from report import MEMORY_GOAL_BYTES, Work, describe_machine, render_table, write_result
@@ -47,6 +51,8 @@ class Comparison:
     root: Path  # pylayers' data root
     base: Path
     docker: Docker | None
+    buildah: Buildah | None
+    notes: list[str] = field(default_factory=list)
     works: dict[tuple[str, str], Work] = field(default_factory=dict)
     with_cold: bool = True
     with_changed: bool = True
@@ -94,7 +100,26 @@ class Comparison:
             self.settle(source)
             self.theirs(docker, work, source, no_cache=True)
 
+        if not self.docker_first:
+            self.cold_by_buildah(source)
         self.by_turns(ours, theirs)
+        if self.docker_first:
+            self.cold_by_buildah(source)
+
+    def cold_by_buildah(self, source: Source) -> None:
+        """Build with nothing known but the base image, by buildah; once it fails it isn't asked again."""
+        if self.buildah is None:
+            return
+        try:
+            self.buildah.forget(name(source))
+            self.settle(source)
+            self.work("cold", source).buildah_s.append(
+                self.buildah.build(source.directory, source.dockerfile, name(source))
+            )
+            self.buildah.forget(name(source))
+        except FAILURES as error:
+            self.notes.append(describe_failure(f"cold build: {source.name}, buildah", error))
+            self.buildah = None
 
     def unchanged(self, source: Source) -> None:
         """Build again with nothing changed; an untimed build before it has put everything into the cache."""
@@ -175,8 +200,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         if docker is not None:
             docker.import_base(base, BASE)
         comparison = Comparison(
-            cache / "pylayers", base, docker, with_cold=options.cold, with_changed=options.changed
+            cache / "pylayers", base, docker, None, with_cold=options.cold, with_changed=options.changed
         )
+        if options.buildah and options.cold:
+            comparison.buildah = open_buildah(stack, cache, base, comparison.notes)
+        buildah_version = None if comparison.buildah is None else comparison.buildah.version()
         if not options.cold:
             fresh_root(comparison.root, base, BASE)
         for number in range(options.rounds):
@@ -196,6 +224,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "command": find_command()[1:] or ["pylayers"],
         "machine": {**machine, "load_average_at_end": os.getloadavg()},
         "docker": versions,
+        "buildah": buildah_version,
+        "notes": comparison.notes,
         "rounds": options.rounds,
         "sources": {source.name: asdict(measure_tree(source.directory)) for source in sources},
         "limits": {key: asdict(limit) for key, limit in limits.items()},
@@ -210,6 +240,21 @@ def open_docker(stack: ExitStack, cache: Path, root: Path | None, sources: list[
     return stack.enter_context(Docker(cache / "docker", inside, shared, cache / "dockerfile"))
 
 
+def open_buildah(stack: ExitStack, cache: Path, base: Path, notes: list[str]) -> Buildah | None:
+    """Prepare buildah's storage until the stack is closed; a note tells where that can't be."""
+    if shutil.which("buildah") is None:
+        notes.append("cold builds: buildah is not installed")
+        return None
+    buildah = Buildah(cache / "buildah")
+    try:
+        buildah.import_base(base, BASE)
+    except FAILURES as error:
+        notes.append(describe_failure("cold builds, buildah", error))
+        return None
+    stack.callback(buildah.close)
+    return buildah
+
+
 def show(result: dict[str, Any]) -> None:
     """Print a result for people."""
     print(render_table(result["works"]))
@@ -218,6 +263,8 @@ def show(result: dict[str, Any]) -> None:
             f"\nlimits of {source}: read {limit['read_s']:.3f} s, sha256 {limit['sha256_s']:.3f} s,"
             f" write + fsync {limit['write_s']:.3f} s, stat {limit['stat_s']:.3f} s"
         )
+    for note in result["notes"]:
+        print(f"\n{note}")
 
 
 def read_options() -> argparse.Namespace:
@@ -227,13 +274,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small made-up tree, no docker")
     parser.add_argument("--no-docker", dest="docker", action="store_false", help="pylayers alone")
+    parser.add_argument("--no-buildah", dest="buildah", action="store_false", help="leave buildah's cold builds out")
     parser.add_argument("--no-changed", dest="changed", action="store_false", help="leave out the rebuild of one file")
     parser.add_argument("--no-cold", dest="cold", action="store_false", help="leave out the build from nothing")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that dockerd and docker are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()
     if options.quick:
-        options.docker = False
+        options.docker = options.buildah = False
     if options.rounds < 1:
         parser.error("--rounds is at least 1")
     return options
@@ -254,7 +302,7 @@ def main() -> int:
     if max(peaks) >= MEMORY_GOAL_BYTES:
         print(f"error: RssAnon reached {max(peaks) / 1e6:.0f} MB", file=sys.stderr)
         return 1
-    return 0
+    return exit_status(result["notes"])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from container import APP, Sample, Subject, make_archive, timed
+from container_side import APP, Sample, Subject, make_archive, timed
+from failure import FAILURES, describe_failure, exit_status
 from limit import BLOCK_BYTES
 from peer import Docker, PeerError
 from report import describe_machine, write_result
@@ -227,18 +228,25 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Prepare, run the rounds and return the result."""
     source = prepare_tree(options.cache, options.source)
     machine = describe_machine(options.cache)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     for work in options.work.split(","):
-        for kind in options.file_system.split(",") if work != "volume" else ():
-            rows.append(compare_copies(work, kind, options, source))
-        if work == "volume":
-            rows.append(compare_volumes(options, source))
+        for kind in options.file_system.split(",") if work != "volume" else ("ext4",):
+            try:
+                one = compare_volumes(options, source) if work == "volume" else compare_copies(
+                    work, kind, options, source
+                )
+            except FAILURES as error:
+                notes.append(describe_failure(f"copy-up, {work}, {kind}", error))
+            else:
+                rows.append(one)
     return {
         "command": list(find_command()),
         "machine": {**machine, "load_average_at_end": os.getloadavg()},
         "rounds": options.rounds,
         "tree": {"name": options.source, "entries": measure_tree(source).entries},
         "works": rows,
+        "notes": notes,
     }
 
 
@@ -256,6 +264,8 @@ def show(result: dict[str, Any]) -> None:
             f"| {row['work']} | {row['file_system']} | {row['peer']} | {row['pylayers_s']:.4f} | {row['peer_s']:.4f} |"
             f" {row['ratio']:.2f} | ≥ {row['goal']:.2f} | {'yes' if row['reached'] else 'no'} | {row['limit_s']:.3f} |"
         )
+    for note in result["notes"]:
+        print(f"\n{note}")
 
 
 def main() -> int:
@@ -279,7 +289,7 @@ def main() -> int:
     path = write_result(options.cache, result, "copy-up")
     show(result)
     print(f"\nwritten to {path}", file=sys.stderr)
-    return 0
+    return exit_status(result["notes"])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ diff     change 1 % of the files, then find the changes
 commit   turn the container's snapshot into a committed one
 remove   remove every snapshot again
 disk     what the driver's folder (or its file system) holds of one image and the changed container
+
+zfs is zfs-fuse where the kernel has no OpenZFS. What this kernel lacks and user-mode Linux has (the device mapper) is
+measured inside that; those rows say so and compare to no others: a kernel that is a process takes many times as long.
 """
 
 from __future__ import annotations
@@ -16,13 +19,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import os
 import random
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,20 +39,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from copy_up import fresh_disk
 from report import describe_machine, write_result
+from zfs import enter_own_mounts, used_bytes, zfs_pool
 
 from pylayers.errors import PylayersError
+from pylayers.snapshot import mapper
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.select import DRIVER_ORDER, open_driver, probe_driver
 from pylayers.snapshot.snapshotter import Snapshotter
+from pylayers.snapshot.zfscommand import uses_fuse
 from pylayers.store.entry import EntryTable
 from pylayers.store.layer import Layer
 from pylayers.store.tarindex import index_content
 
 FILES, FILE_BYTES = 8_000, 5_000
 LAYERS = (10, 100)
+INSIDE_LIMIT_S = 900
 WORKS = ("create", "mount", "diff", "commit", "remove")
-ZFS_POOL_BYTES = 4 << 30
 
 
 def make_layers(directory: Path, count: int) -> list[Layer]:
@@ -115,31 +124,12 @@ def play(driver: Snapshotter, layers: list[Layer], scratch: Path) -> tuple[dict[
 def measure_disk(driver: Snapshotter, scratch: Path) -> int:
     """Count what is taken: by the whole file system where snapshots share blocks, else by the driver's folder."""
     os.sync()
-    if driver.name in ("btrfs", "zfs"):
+    if driver.name == "zfs":
+        return used_bytes(scratch)
+    if driver.name == "btrfs":
         found = os.statvfs(scratch)
         return (found.f_blocks - found.f_bfree) * found.f_frsize
     return disk_usage(scratch / "root" / driver.name)[0]
-
-
-@contextmanager
-def zfs_pool(place: Path) -> Iterator[Path]:
-    """Make a pool in a file where zfs answers. Raises PylayersError where it doesn't."""
-    if shutil.which("zpool") is None:
-        raise PylayersError("no zpool program")
-    image, point = place / "pool.image", place / "pool"
-    with open(image, "wb") as file:
-        file.truncate(ZFS_POOL_BYTES)
-    name = f"pylayers{os.getpid()}"
-    command = ["zpool", "create", "-O", "atime=off", "-o", "cachefile=none", "-m", str(point), name, str(image)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        image.unlink()
-        raise PylayersError(f"zpool: {done.stderr.strip()}")
-    try:
-        yield point
-    finally:
-        subprocess.run(["zpool", "destroy", "-f", name], capture_output=True)
-        image.unlink()
 
 
 def find_grounds(stack: ExitStack, place: Path, wanted: list[str]) -> tuple[dict[str, Path], dict[str, str]]:
@@ -177,7 +167,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         samples: dict[tuple[str, int], list[tuple[dict[str, float], int]]] = {}
         for turn in range(options.rounds):
             names = list(grounds)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            for name in names[turn % max(len(names), 1) :] + names[: turn % max(len(names), 1)]:
                 for count, layers in images.items():
                     print(f"round {turn + 1}: {name}, {count} layers", file=sys.stderr)
                     driver = open_driver(grounds[name] / "root", name)
@@ -197,15 +187,43 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine, "rounds": options.rounds, "works": rows, "absent": absent}
 
 
+def measure_inside(rounds: int) -> tuple[list[dict[str, Any]], str]:
+    """Measure devicemapper in user-mode Linux; return its rows and "", or none and the reason."""
+    from tests.kernels.launcher import find_kernel, run_inside
+
+    program, reason = find_kernel()
+    if not program:
+        return [], reason
+    with tempfile.TemporaryDirectory() as name:
+        report = Path(name)
+        # Files are written to a tmpfs inside, and the result is handed out through the host's file system.
+        script = (
+            f"{shlex.quote(sys.executable)} bench/driver.py --driver devicemapper --rounds {rounds}"
+            f" --cache /dev/shm/bench && cp /dev/shm/bench/results/driver-*.json {shlex.quote(name)}/result.json"
+        )
+        settings = {"PYLAYERS_DM_LOOPDATASIZE": str(2 << 30)}
+        done = run_inside(["sh", "-c", script], report, timeout_seconds=INSIDE_LIMIT_S, settings=settings)
+        if done.status != 0:
+            return [], f"user-mode Linux {done.kernel}: left with {done.status}: {done.output[-500:]}"
+        result = json.loads((report / "result.json").read_text())
+    return [{**row, "inside": f"user-mode Linux {done.kernel}"} for row in result["works"]], ""
+
+
 def show(result: dict[str, Any]) -> None:
     """Print a result for people."""
     print(f"| driver | layers | {' | '.join(f'{work} ms' for work in WORKS)} | disk MB |")
     print(f"| --- | ---: |{' ---: |' * (len(WORKS) + 1)}")
-    for row in sorted(result["works"], key=lambda row: (row["layers"], DRIVER_ORDER.index(row["driver"]))):
+    for row in sorted(result["works"], key=place_of):
+        name = f"{row['driver']} ({row['inside']})" if "inside" in row else row["driver"]
         cells = " | ".join(f"{row[f'{work}_s'] * 1e3:.1f}" for work in WORKS)
-        print(f"| {row['driver']} | {row['layers']} | {cells} | {row['disk_bytes'] / 1e6:.1f} |")
+        print(f"| {name} | {row['layers']} | {cells} | {row['disk_bytes'] / 1e6:.1f} |")
     for name, reason in result["absent"].items():
         print(f"{name}: not here: {reason}")
+
+
+def place_of(row: dict[str, Any]) -> tuple[bool, int, int]:
+    """Return a row's place in the table: what was measured in another kernel comes last."""
+    return "inside" in row, row["layers"], DRIVER_ORDER.index(row["driver"])
 
 
 def main() -> int:
@@ -218,7 +236,13 @@ def main() -> int:
     options.cache = options.cache.absolute()
     if options.rounds < 1:
         parser.error("--rounds is at least 1")
+    if "zfs" in options.driver.split(",") and uses_fuse():
+        enter_own_mounts()
     result = compare(options)
+    if "devicemapper" in result["absent"] and not mapper.CONTROL.exists():
+        rows, reason = measure_inside(options.rounds)
+        result["works"] += rows
+        result["absent"]["devicemapper"] += f"; {reason or 'its rows are from user-mode Linux'}"
     path = write_result(options.cache, result, "driver")
     show(result)
     print(f"\nwritten to {path}", file=sys.stderr)

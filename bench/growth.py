@@ -2,12 +2,16 @@
 
 entries   cold builds of trees with 10 and 100 times the files, each set beside 10 times the smaller one's time
 bytes     cold builds of 10 and 100 times the bytes, on a btrfs of its own whose files share their blocks, so that 20 GB
-          fit a small disk; RssAnon is watched
+          fit a small disk
 tables    the difference of two entry tables with 10 and 100 times the rows
+tarscan   the headers of a tar with 10 and 100 times the entries, from memory
+erofs     the metadata image of a table with 10 and 100 times the entries
 images    looking an image up and building again with nothing changed, in a store of 1 image and of 10,000
-pair      two builds at once on one store, beside the same two one after the other
+pair      two builds at once on one store, beside what two processors need for them at the least
 
-The "limit" of a row is what it would take were the cost in proportion (or, for images and pair, unchanged).
+The "limit" of a row is what it would take were the cost in proportion (or, for images, unchanged). Builds of entries
+and bytes are calls in a process that has built before, so that no start-up flatters the smaller one; their memory is
+watched. The limit of `pair` is told at `find_ideal`.
 """
 
 from __future__ import annotations
@@ -16,37 +20,43 @@ import argparse
 import functools
 import itertools
 import os
+import resource
 import shutil
 import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from failure import FAILURES, describe_failure, exit_status
+from growth_input import make_context, make_table, make_tar, shared_file_system
+from limit import timed_write
 from report import MEMORY_GOAL_BYTES, describe_machine, write_result
 from source import PrepareError
-from subject import SubjectError, build_process
-from table import Row, render_rows
+from subject import SubjectError, build_apart, build_process
+from table import MemoryRow, Row, render_rows
 
-from pylayers._native import tardiff
+from pylayers._native import erofs, tardiff, tarscan
 from pylayers.engine import Engine
 from pylayers.engine.image import store_state
 from pylayers.oci.platform import Platform
 from pylayers.record import replace
-from pylayers.store.entry import ENTRY_SIZE_BYTES, entry_dtype
+from pylayers.store.entry import ENTRY_SIZE_BYTES
 
-WORKS = ("entries", "bytes", "tables", "images", "pair")
+WORKS = ("entries", "bytes", "tables", "tarscan", "erofs", "images", "pair")
 FACTORS = (1, 10, 100)
 GROWTH_GOAL = 1.05
 SAME_GOAL = 1.2
-NAME_BYTES = 16
+LOOKUPS = 25
+CALL_ROUNDS = 9  # at least, of what takes milliseconds
 
 
 class Growth:
@@ -57,12 +67,13 @@ class Growth:
         self.place: Path = options.cache / "growth"
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir(parents=True)
-        self.rows: list[Row] = []
+        self.rows: list[Row | MemoryRow] = []
         self.notes: list[str] = []
         quick = options.quick
         self.files = 20 if quick else 3_000
         self.piece_bytes = 1 << 20 if quick else 200 << 20
         self.table_rows = 1_000 if quick else 100_000
+        self.tar_entries = 100 if quick else 10_000
         self.image_count = 30 if quick else 10_000
 
     def add_growth(self, work: str, taken: dict[int, float]) -> None:
@@ -73,12 +84,12 @@ class Growth:
             self.rows.append(Row(title, taken[after], None, None, None, taken[before] * after / before, goal))
 
     def build(self, root: Path, context: Path, reference: str) -> tuple[float, int]:
-        """Build a context from nothing; return the median seconds and the highest RssAnon."""
+        """Build a context from nothing by a call; return the median seconds and the highest RssAnon."""
         runs = []
         for _ in range(self.options.rounds):
             shutil.rmtree(root, ignore_errors=True)
             os.sync()
-            runs.append(build_process(root, context, context / "Dockerfile", reference, no_cache=True))
+            runs.append(build_apart(root, context, context / "Dockerfile", reference))
         return statistics.median(run.seconds for run in runs), max(run.rss_anon_bytes for run in runs)
 
     def entries(self) -> None:
@@ -92,14 +103,13 @@ class Growth:
                     folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"file{number}").write_bytes(b"%d" % number * 40)
             taken[factor], peak = self.build(self.place / "root", context, "entries")
-            self.watch(f"entries, {self.files * factor} files", peak)
+            self.watch(f"cold build, {self.files * factor} files", peak)
             shutil.rmtree(context)
         self.add_growth("cold build, entries", taken)
 
     def watch(self, what: str, peak_bytes: int) -> None:
-        """Note the memory of a build."""
-        bound = "" if peak_bytes < MEMORY_GOAL_BYTES else f", above {MEMORY_GOAL_BYTES / 1e6:.0f}"
-        self.notes.append(f"{what}: RssAnon {peak_bytes / 1e6:.0f} MB{bound}")
+        """Keep a row for the memory of a build."""
+        self.rows.append(MemoryRow(what, peak_bytes, MEMORY_GOAL_BYTES))
 
     def bytes(self) -> None:
         """Build more and more data whose blocks are shared."""
@@ -118,7 +128,7 @@ class Growth:
                     )
                 os.sync()
                 taken[factor], peak = self.build(place / "root", context, "bytes")
-                self.watch(f"bytes, {self.piece_bytes * factor / 1e9:.1f} GB", peak)
+                self.watch(f"cold build, {self.piece_bytes * factor / 1e6:.0f} MB", peak)
             status = os.statvfs(place)
             used_bytes = (status.f_blocks - status.f_bfree) * status.f_frsize
             self.notes.append(f"bytes: {used_bytes / 1e9:.1f} GB of the file system are in use")
@@ -126,21 +136,47 @@ class Growth:
 
     def tables(self) -> None:
         """Compare larger and larger tables."""
-        taken = {}
+        works: dict[int, Callable[[], object]] = {}
         for factor in FACTORS:
             records, heap = make_table(self.table_rows * factor)
             changed = bytearray(records)
             for row in range(1, len(changed) // ENTRY_SIZE_BYTES, 100):
                 changed[row * ENTRY_SIZE_BYTES + 48] ^= 1  # the time's lowest byte
-            seconds = []
-            for _ in range(self.options.rounds):
-                started = time.perf_counter()
-                found = len(tardiff.diff(records, heap, changed, heap, True)) // struct.calcsize("<III")
-                seconds.append(time.perf_counter() - started)
+            works[factor] = functools.partial(tardiff.diff, records, heap, changed, heap, True)
+            found = len(tardiff.diff(records, heap, changed, heap, True)) // struct.calcsize("<III")
             if found < self.table_rows * factor // 101:
                 raise SubjectError(f"{found} differences were found")
-            taken[factor] = statistics.median(seconds)
-        self.add_growth(f"diff of tables, to {self.table_rows * FACTORS[-1]} rows", taken)
+        self.compare(f"diff of tables, to {self.table_rows * FACTORS[-1]} rows", works)
+
+    def tarscan(self) -> None:
+        """Read the headers of larger and larger tars."""
+        tars = {factor: make_tar(self.tar_entries * factor) for factor in FACTORS}
+        self.compare(f"tar scan, to {self.tar_entries * FACTORS[-1]} files", {
+            factor: functools.partial(tarscan.scan, tar) for factor, tar in tars.items()
+        })  # fmt: skip
+
+    def erofs(self) -> None:
+        """Write the metadata images of larger and larger tables."""
+        def write(records: bytearray, heap: bytearray, tar_bytes: int) -> None:
+            # A file that is written over would be flushed when it is closed, by ext4's rule for those cut to nothing.
+            with tempfile.TemporaryFile(dir=self.place) as file:
+                erofs.write(file.fileno(), records, heap, [tar_bytes])
+
+        works: dict[int, Callable[[], object]] = {}
+        for factor in FACTORS:
+            tar = make_tar(self.tar_entries * factor)
+            works[factor] = functools.partial(write, *tarscan.scan(tar), len(tar))
+        self.compare(f"EROFS index, to {self.tar_entries * FACTORS[-1]} files", works)
+
+    def compare(self, work: str, calls: dict[int, Callable[[], object]]) -> None:
+        """Time calls of more and more work by turns, and keep their rows; a round before is not counted."""
+        samples: dict[int, list[float]] = {factor: [] for factor in calls}
+        for number in range(-1, max(self.options.rounds, CALL_ROUNDS)):
+            for factor, call in calls.items():
+                seconds = clock(call)
+                if number >= 0:
+                    samples[factor].append(seconds)
+        self.add_growth(work, {factor: statistics.median(taken) for factor, taken in samples.items()})
 
     def images(self) -> None:
         """Fill a store with images; see what one of them takes to find, and what a build takes."""
@@ -152,9 +188,9 @@ class Growth:
         self.rebuild(root, context)
         few = [self.rebuild(root, context) for _ in range(self.options.rounds)]
         with Engine.open(root) as engine:
-            few_found = [look_up(engine, "growth:1") for _ in range(self.options.rounds)]
+            few_found = look_up(engine, ["growth:1"] * LOOKUPS)
             fill_store(engine, self.image_count)
-            many_found = [look_up(engine, f"many:{self.image_count // 2}") for _ in range(self.options.rounds)]
+            many_found = look_up(engine, [f"many:{at * self.image_count // LOOKUPS}" for at in range(LOOKUPS)])
         many = [self.rebuild(root, context) for _ in range(self.options.rounds)]
         goal = None if self.options.quick else SAME_GOAL
         for what, before, after in (("lookup", few_found, many_found), ("rebuild, nothing changed", few, many)):
@@ -178,72 +214,79 @@ class Growth:
                 (folder / f"file{number}").write_bytes(os.urandom(2048 if self.options.quick else 80_000))
             contexts.append(context)
         root = self.place / "root"
-        apart, together = [], []
+        together: list[float] = []
+        alone: list[float] = []
+        cpu: list[float] = []
+        pinned: list[float] = []
+        written: list[float] = []
+        size_bytes = 2 * sum(path.stat().st_size for path in contexts[0].rglob("file*"))
         for _ in range(self.options.rounds):
-            shutil.rmtree(root, ignore_errors=True)
-            build_process(root, contexts[0], contexts[0] / "Dockerfile", "warm", no_cache=True)
-            apart.append(clock(lambda: [self._build_one(root, context) for context in contexts]))
-            works = [functools.partial(self._build_one, root, context) for context in contexts]
-            together.append(clock(functools.partial(run_at_once, works)))
+            for samples in (alone, pinned, together):
+                shutil.rmtree(root, ignore_errors=True)
+                build_process(root, contexts[0], contexts[0] / "Dockerfile", "warm", no_cache=True)
+                os.sync()
+                works: list[Callable[[], object]] = [
+                    functools.partial(self._build_one, root, context) for context in contexts
+                ]
+                if samples is together:
+                    samples.append(clock(functools.partial(run_at_once, works)))
+                    continue
+                before = processor_seconds()
+                with one_processor() if samples is pinned else nullcontext():
+                    samples += [clock(work) for work in works]
+                if samples is alone:
+                    cpu.append(processor_seconds() - before)
+            written.append(timed_write(self.place / "limit.scratch", size_bytes))
+        ideal, told = find_ideal(*map(statistics.median, (cpu, alone, pinned, written)))
+        self.notes.append(f"two builds at once: {told}")
         goal = None if self.options.quick else SAME_GOAL
         self.rows.append(
-            Row("two builds at once on one store", statistics.median(together), None, None, None,
-                statistics.median(apart), goal)
-        )  # fmt: skip
+            Row("two builds at once on one store", statistics.median(together), None, None, None, ideal, goal)
+        )
 
     def _build_one(self, root: Path, context: Path) -> None:
         build_process(root, context, context / "Dockerfile", context.name, no_cache=True)
 
 
-def make_context(place: Path) -> Path:
-    """Make a context that is copied whole."""
-    place.mkdir(parents=True)
-    (place / "Dockerfile").write_text("FROM scratch\nCOPY . /tree\n")
-    return place
+def find_ideal(cpu_s: float, alone_s: float, pinned_s: float, written_s: float) -> tuple[float, str]:
+    """Return the least that two builds at once can take on this machine's processors, and what it was found from.
+
+    No schedule does the processors' work of both (user and system time, run one after the other) in less than its share
+    for each processor, nor ends before one build alone would: the larger of the two is the ideal. It leaves out the
+    disk, so it asks for more than can be had where writing is what takes long. Beside it are told, as what it might be
+    mistaken for: one build held on one processor (its waits for the disk are in it, though two builds can fill each
+    other's), and the two builds' bytes written once with fsync.
+    """
+    cores = len(os.sched_getaffinity(0))
+    ideal = max(cpu_s / cores, alone_s)
+    return ideal, (
+        f"{cpu_s:.3f} s of processor for both, {cpu_s / cores:.3f} for each of {cores}; one alone {alone_s:.3f} s,"
+        f" held on one processor {pinned_s:.3f} s; both's bytes written with fsync {written_s:.3f} s"
+    )
+
+
+def processor_seconds() -> float:
+    """Return the user and system time of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager
-def shared_file_system(place: Path) -> Iterator[Path]:
-    """Mount a btrfs from a sparse file: files there can share their blocks. Raises PrepareError where that can't be."""
-    image, point = place / "btrfs.image", place / "btrfs"
-    point.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 << 30)
-    for command in (("mkfs.btrfs", "-q", str(image)), ("mount", "-o", "loop", str(image), str(point))):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise PrepareError(f"bytes: {error}") from error
-        if done.returncode:
-            raise PrepareError(f"bytes: {' '.join(command)}: {done.stderr.strip()}")
+def one_processor() -> Iterator[None]:
+    """Hold this thread, and what it starts, on one processor."""
+    given = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(given)})
     try:
-        yield point
+        yield
     finally:
-        subprocess.run(("umount", str(point)), check=True)
-        image.unlink()
+        os.sched_setaffinity(0, given)
 
 
-def make_table(count: int) -> tuple[bytes, bytes]:
-    """Make a table of files in one directory, their names in order."""
-    import numpy as np
-
-    rows = np.zeros(count + 1, dtype=entry_dtype())
-    rows["mode"] = 0o100644
-    rows["mode"][0] = 0o40755
-    rows["nlink"] = 1
-    rows["path_length"][1:] = NAME_BYTES
-    rows["path_offset"][1:] = np.arange(count, dtype=np.uint64) * NAME_BYTES
-    rows["size_bytes"][1:] = np.arange(count, dtype=np.uint64) % 9999
-    numbers = np.arange(count, dtype=np.uint64)
-    names = np.full((count, NAME_BYTES), ord("f"), dtype=np.uint8)
-    for place in range(1, NAME_BYTES):
-        names[:, -place] = ord("0") + (numbers // 10 ** (place - 1)) % 10
-    return rows.tobytes(), names.tobytes()
-
-
-def look_up(engine: Engine, name: str) -> float:
-    """Time finding an image by its name."""
-    return clock(lambda: engine.images.get(name))
+def look_up(engine: Engine, names: list[str]) -> list[float]:
+    """Time finding images by their names, each found once before, so that first uses of files do not count."""
+    for name in names:
+        engine.images.get(name)
+    return [clock(functools.partial(engine.images.get, name)) for name in names]
 
 
 def fill_store(engine: Engine, count: int) -> None:
@@ -300,8 +343,10 @@ def main() -> int:
         print(f"growth: {work}", file=sys.stderr, flush=True)
         try:
             getattr(growth, work)()
-        except (PrepareError, SubjectError) as error:
+        except PrepareError as error:
             growth.notes.append(str(error))
+        except FAILURES as error:
+            growth.notes.append(describe_failure(work, error))
     shutil.rmtree(growth.place)
     result: dict[str, Any] = {
         "machine": {**machine, "load_average_at_end": os.getloadavg()},
@@ -314,7 +359,7 @@ def main() -> int:
     for note in growth.notes:
         print(f"\n{note}")
     print(f"\nwritten to {path}", file=sys.stderr)
-    return 0
+    return exit_status(growth.notes)
 
 
 if __name__ == "__main__":

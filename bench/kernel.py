@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,8 +35,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from container import make_archive, timed
-from peer import Docker, PeerError
+from container_side import make_archive, timed
+from failure import FAILURES, describe_failure, exit_status
+from peer import Docker
 from report import describe_machine, write_result
 from source import PrepareError
 from subject import SubjectError, find_command
@@ -161,7 +163,14 @@ class Bench:
         for number in range(self.options.rounds):
             print(f"round {number + 1} of {self.options.rounds}: {work}", file=sys.stderr, flush=True)
             for name in list(sides)[:: -1 if number % 2 else 1]:
-                samples[name].append(sides[name]())
+                try:
+                    samples[name].append(sides[name]())
+                except FAILURES as error:
+                    if name not in peers:
+                        raise
+                    self.notes.append(describe_failure(f"{work}, {name}", error))
+                    del sides[name], samples[name]
+                    peers = {peer: given for peer, given in peers.items() if peer != name}
         medians = {name: statistics.median(taken) for name, taken in samples.items()}
         for name, (_, goal) in peers.items():
             self.rows.append(
@@ -245,20 +254,27 @@ class Bench:
         path = self.tar()
         with mapped(path) as content:
             records, heap = tarscan.scan(content)
-        out = self.place / "erofs.scratch"
         peers: dict[str, tuple[Side, float]] = {}
         tool = self._mkfs_erofs()
         if tool is not None:
             peers["mkfs.erofs --tar=i"] = (lambda: tool(path), 3.0)
 
-        def write() -> None:
-            with out.open("wb+") as file:
+        def write(kept: bytearray | None = None) -> None:
+            # Neither side writes over a file: ext4 flushes one that was cut to nothing when it is closed.
+            with tempfile.TemporaryFile(dir=self.place) as file:
                 erofs.write(file.fileno(), records, heap, [path.stat().st_size])
+                if kept is not None:
+                    file.seek(0)
+                    kept += file.read()
 
-        write()
-        image = out.read_bytes()
-        self.compare("EROFS index", clock(write), peers, clock(lambda: write_file(out, image)))
-        out.unlink()
+        image = bytearray()
+        write(image)
+
+        def limit() -> None:
+            with tempfile.TemporaryFile(dir=self.place, buffering=0) as file:
+                file.write(image)
+
+        self.compare("EROFS index", clock(write), peers, clock(limit))
 
     def _mkfs_erofs(self) -> Callable[[Path], float] | None:
         """Find a mkfs.erofs that knows --tar, here or in the docker root; note why there is none."""
@@ -298,7 +314,7 @@ class Bench:
             limit = clock(lambda: hashlib.sha256(content).digest())
             self.compare(f"{compression} for a push", clock(ours), peers, limit)
         out.unlink()
-        if peers:
+        if sizes.keys() == {"ours", "theirs"}:
             self.notes.append(f"{compression}: {sizes['ours'] / sizes['theirs']:.3f} times the size of {name}'s")
 
     def unpack(self) -> None:
@@ -318,14 +334,18 @@ class Bench:
             peers: dict[str, tuple[Side, float]] = {}
             if self.options.docker:
                 inside = None if self.options.docker_root is None else self.options.docker_root.absolute()
-                docker = stack.enter_context(Docker(self.options.cache / "docker", inside, {}, path.parent))
+                docker = Docker(self.options.cache / "docker", inside, {}, path.parent)
 
                 def theirs() -> float:
                     docker.call("system", "prune", "--all", "--force")
                     os.sync()
                     return clock(lambda: docker.call("load", "-i", str(docker.inside(path))))()
 
-                peers["docker load"] = (theirs, 10.0)
+                try:
+                    stack.enter_context(docker)
+                    peers["docker load"] = (theirs, 10.0)
+                except FAILURES as error:
+                    self.notes.append(describe_failure("unpack, docker load", error))
             self.compare("gzipped layers to a mountable image", ours, peers, limit, 1.3)
         shutil.rmtree(root)
 
@@ -432,12 +452,6 @@ def kernel_twice(directory: Path) -> int:
     return len(tardiff.diff(*tables[0], *tables[1], True))
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file at once."""
-    with path.open("wb", buffering=0) as file:
-        file.write(content)
-
-
 def inflate(path: Path) -> float:
     """Time the decompressor alone over an archive's gzipped layers."""
     from isal import igzip
@@ -472,7 +486,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(options)
     machine = describe_machine(options.cache)
     for work in options.work.split(",") if options.work else WORKS:
-        getattr(bench, work)()
+        try:
+            getattr(bench, work)()
+        except FAILURES as error:
+            bench.notes.append(describe_failure(work, error))
     return {
         "machine": {**machine, "load_average_at_end": os.getloadavg()},
         "rounds": options.rounds,
@@ -502,17 +519,13 @@ def read_options() -> argparse.Namespace:
 def main() -> int:
     """Run the comparison."""
     options = read_options()
-    try:
-        result = compare(options)
-    except (PrepareError, PeerError, SubjectError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    result = compare(options)
     path = write_result(options.cache, result, "kernel")
     print(render_rows(result["rows"]))
     for note in result["notes"]:
         print(f"\n{note}")
     print(f"\nwritten to {path}", file=sys.stderr)
-    return 0
+    return exit_status(result["notes"])
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Work:
     source: str
     pylayers_s: list[float] = field(default_factory=list)
     docker_s: list[float] = field(default_factory=list)
+    buildah_s: list[float] = field(default_factory=list)
     rss_anon_bytes: list[int] = field(default_factory=list)
     limit_s: float | None = None
 
@@ -56,6 +57,8 @@ class Work:
             "rss_anon_peak_bytes": max(self.rss_anon_bytes, default=None),
             "pylayers_samples_s": self.pylayers_s,
             "docker_samples_s": self.docker_s,
+            "buildah_s": statistics.median(self.buildah_s) if self.buildah_s else None,
+            "buildah_samples_s": self.buildah_s,
         }
 
 
@@ -98,17 +101,19 @@ def ask(*command: str) -> str:
 def render_table(rows: list[dict[str, Any]]) -> str:
     """Write the Markdown table."""
     lines = [
-        "| work | pylayers s | docker s | ratio | goal | limit s | RssAnon MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| work | pylayers s | docker s | ratio | goal | buildah s | ratio | limit s | RssAnon MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         goal = "" if row["goal"] is None else f"≥ {row['goal']:g}"
         if row["reached"] is not None:
             goal += " ✓" if row["reached"] else " ✗"
-        memory = row["rss_anon_peak_bytes"]
+        memory, buildah = row["rss_anon_peak_bytes"], row["buildah_s"]
+        beside = None if buildah is None else buildah / row["pylayers_s"]
         lines.append(
             f"| {TITLES[row['work']]}: {row['source']} | {row['pylayers_s']:.3f} | {number(row['docker_s'], '.3f')} |"
-            f" {number(row['ratio'], '.1f')} | {goal} | {number(row['limit_s'], '.3f')} |"
+            f" {number(row['ratio'], '.1f')} | {goal} | {number(buildah, '.3f')} | {number(beside, '.1f')} |"
+            f" {number(row['limit_s'], '.3f')} |"
             f" {number(None if memory is None else memory / 1e6, '.0f')} |"
         )
     return "\n".join(lines)

@@ -59,6 +59,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("DROP TABLE volume",),
     # A step may make several layers: those under its diff_id, separated by blanks.
     ("ALTER TABLE step ADD COLUMN below TEXT NOT NULL DEFAULT ''",),
+    # The few names that stand for no image (but an index, say) are kept by themselves: every lookup reads them all.
+    # INSERT OR REPLACE runs no trigger for the row that goes, so that the one for the new row clears both.
+    (
+        "CREATE TABLE reference_other(name TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX reference_other_digest ON reference_other(digest)",
+        """INSERT INTO reference_other SELECT name, digest FROM reference
+           WHERE digest NOT IN (SELECT digest FROM image)""",
+        """CREATE TRIGGER reference_added AFTER INSERT ON reference BEGIN
+           DELETE FROM reference_other WHERE name=NEW.name;
+           INSERT INTO reference_other SELECT NEW.name, NEW.digest
+           WHERE NOT EXISTS(SELECT 1 FROM image WHERE digest=NEW.digest); END""",
+        """CREATE TRIGGER reference_removed AFTER DELETE ON reference BEGIN
+           DELETE FROM reference_other WHERE name=OLD.name; END""",
+        """CREATE TRIGGER image_added AFTER INSERT ON image BEGIN
+           DELETE FROM reference_other WHERE digest=NEW.digest; END""",
+        """CREATE TRIGGER image_removed AFTER DELETE ON image BEGIN
+           INSERT INTO reference_other SELECT name, digest FROM reference WHERE digest=OLD.digest; END""",
+    ),
 )
 
 Rows = list[tuple[Any, ...]]

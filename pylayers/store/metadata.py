@@ -85,9 +85,7 @@ class References:
 
     def walk_others(self) -> Iterator[tuple[str, str]]:
         """Yield (name, digest) of what is no image itself, such as an index; sorted by name."""
-        yield from self._database.read(
-            "SELECT name, digest FROM reference WHERE digest NOT IN (SELECT digest FROM image) ORDER BY name"
-        )
+        yield from self._database.read("SELECT name, digest FROM reference_other ORDER BY name")
 
 
 _IMAGE = """SELECT digest, config_digest, size_bytes, built_ns,

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class Finished:
     """What a run inside another kernel came to."""
 
     kernel: str
-    status: int | None  # of pytest; None when the kernel never got that far
+    status: int | None  # of the command; None when the kernel never got that far
     output: str
 
 
@@ -68,17 +68,24 @@ def find_kernel() -> tuple[str, str]:
 
 def run_tests(selection: Sequence[str], report: Path, *, timeout_seconds: int) -> Finished:
     """Run pytest on a selection inside the kernel, and kill that when it takes too long. report is an empty folder."""
+    # A virtual environment is known by the place of its python: the link must not be resolved.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp=/dev/shm/tests", "-ra", "-q"]
+    return run_inside([*command, *selection], report, timeout_seconds=timeout_seconds)
+
+
+def run_inside(
+    command: Sequence[str], report: Path, *, timeout_seconds: int, settings: Mapping[str, str] | None = None
+) -> Finished:
+    """Run a command in the checkout inside the kernel, with more variables; the rest is as `run_tests` says."""
     program, reason = find_kernel()
     if not program:
         raise RuntimeError(reason)
-    # A virtual environment is known by the place of its python: the link must not be resolved.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp=/dev/shm/tests", "-ra", "-q"]
-    kept = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(REPOSITORY), "PYLAYERS_INSIDE": "uml"}
+    kept = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(REPOSITORY), "PYLAYERS_INSIDE": "uml", **(settings or {})}
     init = report / "init"
     init.write_text(
         INIT.format(
             modules=MODULE_FOLDER, wanted=" ".join(MODULES), report=shlex.quote(str(report)),
-            repository=shlex.quote(str(REPOSITORY)), command=shlex.join([*command, *selection]),
+            repository=shlex.quote(str(REPOSITORY)), command=shlex.join(command),
             environment=" ".join(f"{name}={shlex.quote(value)}" for name, value in kept.items()),
         )
     )  # fmt: skip
@@ -112,6 +119,6 @@ def read(path: Path) -> str:
 
 
 def read_status(report: Path) -> int | None:
-    """Read pytest's exit status."""
+    """Read the command's exit status."""
     text = read(report / "status").strip()
     return int(text) if text else None

@@ -245,7 +245,7 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
     area = tmp_path_factory.mktemp("mounts")
     mounted = {}
     if os.geteuid() == 0:
-        for name in ("reflink", "across"):
+        for name in ("reflink", "across", "ext4"):
             (area / name).mkdir()
         sysmount.mount(b"tmpfs", bytes(area / "across"), b"tmpfs", 0, b"size=64m")
         mounted["across"] = area / "across"
@@ -257,6 +257,14 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
             done = subprocess.run(["mount", "-o", "loop", image, area / "reflink"], check=False, capture_output=True)
             if done.returncode == 0:
                 mounted["reflink"] = area / "reflink"
+        small = area / "small-image"
+        with small.open("wb") as file:
+            file.truncate(24 << 20)
+        if shutil.which("mkfs.ext4") is not None:
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", small], check=True)
+            done = subprocess.run(["mount", "-o", "loop", small, area / "ext4"], check=False, capture_output=True)
+            if done.returncode == 0:
+                mounted["ext4"] = area / "ext4"
     try:
         yield mounted
     finally:
@@ -264,17 +272,18 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
             subprocess.run(["umount", target], check=True)
 
 
-@pytest.fixture(params=["same", "reflink", "across"])
+@pytest.fixture(params=["same", "reflink", "across", "ext4"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, mounts: dict[str, Path]) -> Iterator[tuple[Path, Path, str]]:
     """Give a source and a target directory, and the way a large file should go."""
     if request.param == "same":
         yield tmp_path, tmp_path, ""
     elif request.param not in mounts:
-        pytest.skip("needs root, and mkfs.xfs with loop mounts for reflinks")
+        pytest.skip("needs root, and loop mounts with mkfs.xfs for reflinks, mkfs.ext4 for a small disk")
     else:
         area = mounts[request.param] / tmp_path.name
         area.mkdir()
-        yield (tmp_path, area, "") if request.param == "across" else (area, area, "reflink")
+        way = {"across": "", "reflink": "reflink", "ext4": "copy_file_range"}[request.param]
+        yield (tmp_path if request.param == "across" else area), area, way
         shutil.rmtree(area)
 
 
@@ -302,6 +311,39 @@ def test_holes_stay_holes(place: tuple[Path, Path, str]) -> None:
     assert target.read_bytes() == source.read_bytes()
     assert len(extents(target)) == len(extents(source)) == 3
     assert target.stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_copy_on_ext4_takes_the_blocks_of_what_was_written(mounts: dict[str, Path]) -> None:
+    """Blocks are set aside before: no more of them than the data has, none beyond its end, and none unwritten."""
+    if "ext4" not in mounts:
+        pytest.skip("needs root, and mkfs.ext4 with loop mounts")
+    source, target = mounts["ext4"] / "blocks", mounts["ext4"] / "blocks-copy"
+    source.write_bytes(random.Random(3).randbytes(3_000_001))
+    with source.open("rb") as reader, target.open("xb") as writer:
+        assert copy_file(reader.fileno(), writer.fileno(), 3_000_001) == "copy_file_range"
+        os.fsync(writer.fileno())
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks == source.stat().st_blocks
+    assert extents(target) == [(0, 3_000_001)]
+    if shutil.which("filefrag") is not None:
+        told = subprocess.run(["filefrag", "-v", target], check=True, capture_output=True, text=True).stdout
+        assert "unwritten" not in told
+    source.unlink()
+    target.unlink()
+
+
+def test_a_copy_that_finds_no_room_on_ext4_says_so(mounts: dict[str, Path], tmp_path: Path) -> None:
+    if "ext4" not in mounts:
+        pytest.skip("needs root, and mkfs.ext4 with loop mounts")
+    source, target = tmp_path / "s", mounts["ext4"] / "too-large"
+    source.write_bytes(bytes(range(256)) * (32 << 12))
+    with source.open("rb") as reader, target.open("xb") as writer:
+        with pytest.raises(OSError) as caught:
+            copy_file(reader.fileno(), writer.fileno(), 32 << 20)
+        # Nothing that was not copied can be read.
+        assert source.read_bytes().startswith(target.read_bytes())
+    assert caught.value.errno == errno.ENOSPC
+    target.unlink()
 
 
 def test_copy_file_of_a_part_and_beyond_the_end(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import sqlite3
 import threading
 from pathlib import Path
@@ -36,6 +37,29 @@ def test_references(store: Store) -> None:
         references.delete("docker.io/library/x:2")
     with pytest.raises(InvalidInput):
         references.set("x", "latest")
+
+
+def test_names_of_what_is_no_image_are_those_that_a_scan_finds(store: Store) -> None:
+    """They are kept by triggers: after any order of additions, replacements and removals they are what a scan tells."""
+    references, images = store.metadata.references, store.metadata.images
+    digests, names = [digest(b"%d" % number) for number in range(4)], ["a", "b", "c", "d", "e"]
+    chance = random.Random(7)
+    seen = set()
+    for _ in range(400):
+        name, one = chance.choice(names), chance.choice(digests)
+        action = chance.randrange(4)
+        if action == 0:
+            references.set(name, one)
+        elif action == 1 and references.get(name) is not None:
+            references.delete(name)
+        elif action == 2:
+            images.add(ImageRecord(one, one, (), 0, 0))
+        elif action == 3 and images.get(one) is not None:
+            images.delete(one)
+        scanned = [(name, target) for name, target in references.walk() if images.get(target) is None]
+        assert list(references.walk_others()) == scanned
+        seen.add(len(scanned))
+    assert len(seen) > 3
 
 
 def test_images(store: Store) -> None:
@@ -210,7 +234,7 @@ def test_a_root_of_the_first_schema_is_brought_up_to_date(store: Store, tmp_path
         connection.execute("INSERT INTO volume VALUES('v', 'local', '{}', 1, 0)")
     connection.close()
     database = Database(old)
-    assert database.read("SELECT * FROM reference") == [("kept", A)]
+    assert database.read("SELECT * FROM reference") == [("kept", A)] == database.read("SELECT * FROM reference_other")
     assert dict(database.read("SELECT name, sql FROM sqlite_master")) == fresh
     assert database.read("PRAGMA user_version") == [(len(MIGRATIONS),)]
     assert database.check() == []
@@ -219,7 +243,8 @@ def test_a_root_of_the_first_schema_is_brought_up_to_date(store: Store, tmp_path
 
 def test_tables_are_those_that_something_keeps_rows_in(store: Store) -> None:
     tables = {row[0] for row in store.metadata.database.read("SELECT name FROM sqlite_master WHERE type='table'")}
-    assert tables == {"reference", "image", "image_layer", "chain", "step", "lease", "lease_item", "container"}
+    assert tables == {"reference", "image", "image_layer", "chain", "step", "lease", "lease_item", "container",
+                      "reference_other"}  # fmt: skip
 
 
 def test_a_damaged_database_is_named(store: Store) -> None:
