@@ -38,7 +38,7 @@ def index_content(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
         with tar[at : at + TAKEN_BYTES] as piece:
             if not feed.take(piece):
                 break
-    return finish_table(feed, tar, name)
+    return feed.finish() or _index_whole(tar, name)
 
 
 def feed_table() -> TableFeed:
@@ -46,16 +46,22 @@ def feed_table() -> TableFeed:
     return TableFeed(blake3)
 
 
-def finish_table(feed: TableFeed, tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
-    """Return the table of a tar that has passed, reading it again only where the feed has declined.
+def finish_table(feed: TableFeed, descriptor: int, size_bytes: int, name: str) -> tuple[bytearray, bytearray]:
+    """Return the table of a tar that has passed and is in a file; that is read again only where the feed has declined.
 
     Raises IntegrityError with the byte offset.
     """
     table = feed.finish()
-    if table is None:
-        table = scan_content(tar, name)
-        hash_contents(*table, tar)
-    return table
+    if table is not None:
+        return table
+    with mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        return _index_whole(view, name)
+
+
+def _index_whole(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:
+    records, heap = scan_content(tar, name)
+    hash_contents(records, heap, tar)
+    return records, heap
 
 
 def scan_content(tar: memoryview, name: str) -> tuple[bytearray, bytearray]:

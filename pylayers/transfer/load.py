@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from pylayers.errors import IntegrityError, InvalidInput, Unsupported, translate_os_error
 from pylayers.oci.config import ImageConfig
@@ -282,7 +282,7 @@ def _begin_layer(
     head = bytes(archive.content[start : min(end, start + BLOCK_BYTES)])
     if detect_compression(head) is not None:
         with archive.content[start:end] as part:
-            _check_layer(import_stream(store, io.BufferedReader(_Viewed(part)), place), place, diff_id)
+            _check_layer(import_stream(store, cast(IO[bytes], _Viewed(part)), place), place, diff_id)
         return None
     if is_tar(head):
         return RangeIngest(store, pool, archive, start, entry.size_bytes, place)

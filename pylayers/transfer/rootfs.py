@@ -14,10 +14,12 @@ from typing import IO, TYPE_CHECKING, Self
 from pylayers.errors import InvalidInput, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
-from pylayers.store.file import write_all
+from pylayers.store.file import translating
 from pylayers.store.layer import Layer
-from pylayers.store.tarindex import index_tar
+from pylayers.store.tarindex import feed_table, finish_table
 from pylayers.transfer.archive import BLOCK_BYTES, PIECE_BYTES, detect_compression, is_tar, read_pieces
+from pylayers.transfer.layerfile import LayerFile
+from pylayers.transfer.verbatim import DIRECT_FROM_BYTES
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -48,8 +50,9 @@ def import_stream(store: Store, stream: IO[bytes], name: str) -> Layer:
         raise InvalidInput(f"{name} is neither a tar nor a compressed one")
     with store.layers.ingest() as writer:
         whole = io.BufferedReader(Prefixed(head, stream), PIECE_BYTES)
-        size_bytes, digest = write_hashed(writer.fd, read_pieces(whole, compression, name))
-        records, heap = index_tar(writer.fd, size_bytes, name)
+        feed = feed_table()
+        size_bytes, digest = write_hashed(writer.fd, read_pieces(whole, compression, name), feed.take)
+        records, heap = finish_table(feed, writer.fd, size_bytes, name)
         return writer.commit(records, heap, size_bytes, digest_from_hex(digest))
 
 
@@ -59,6 +62,7 @@ class Prefixed(io.RawIOBase):
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head = head
         self._stream = stream
+        self._readinto: Callable[[memoryview], int] | None = getattr(stream, "readinto", None)
 
     def readable(self) -> bool:
         """Say that this can be read."""
@@ -67,39 +71,44 @@ class Prefixed(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Fill a buffer as far as one read goes; 0 at the end."""
         view = memoryview(buffer).cast("B")
+        if not self._head and self._readinto is not None:
+            return self._readinto(view)
         taken = self._head[: len(view)] or self._stream.read(len(view))
         self._head = self._head[len(taken) :]
         view[: len(taken)] = taken
         return len(taken)
 
 
-def write_hashed(descriptor: int, pieces: Iterable[bytes]) -> tuple[int, str]:
-    """Write pieces to a file; return the size and the sha256 in hex.
+def write_hashed(descriptor: int, pieces: Iterable[bytes], take: Callable[[bytes], object]) -> tuple[int, str]:
+    """Write pieces to a file and give each to `take` too, in a thread; return the size and the sha256 in hex.
 
-    Making the pieces, hashing them and writing them run beside each other, and what is written goes on to the disk
-    meanwhile, so that the layer's flush at the end finds little left to do.
+    Making the pieces, hashing them, taking and writing them run beside each other, and what is written into the page
+    cache goes on to the disk meanwhile, so that the layer's flush at the end finds little left to do.
     """
     hasher = hashlib.sha256()
-    flushed = [0]
+    with LayerFile(descriptor) as file:
+        flushed = [0]
 
-    def write(piece: bytes) -> None:
-        write_all(descriptor, piece)
-        flushed[0] += len(piece)
-        if flushed[0] >= FLUSH_BYTES:
-            flushed[0] = 0
-            flusher.put(b"")
+        def write(piece: bytes) -> None:
+            file.write(piece)
+            flushed[0] += len(piece)
+            if flushed[0] >= FLUSH_BYTES and file.size_bytes - len(piece) < DIRECT_FROM_BYTES:
+                flushed[0] = 0
+                flusher.put(b"")
 
-    with (
-        _Stage(lambda _: os.fdatasync(descriptor)) as flusher,
-        _Stage(write) as writer,
-        _Stage(hasher.update) as hashing,
-    ):
-        size_bytes = 0
-        for piece in pieces:
-            hashing.put(piece)
-            writer.put(piece)
-            size_bytes += len(piece)
-    return size_bytes, hasher.hexdigest()
+        with (
+            _Stage(lambda _: os.fdatasync(descriptor)) as flusher,
+            _Stage(write) as writer,
+            _Stage(take) as taking,
+            _Stage(hasher.update) as hashing,
+        ):
+            for piece in pieces:
+                hashing.put(piece)
+                taking.put(piece)
+                writer.put(piece)
+        with translating("write layer"):
+            file.finish()
+        return file.size_bytes, hasher.hexdigest()
 
 
 class _Stage:

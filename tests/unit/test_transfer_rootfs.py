@@ -19,10 +19,12 @@ from pylayers.transfer.rootfs import write_hashed
 def test_order_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rootfs, "FLUSH_BYTES", 10_000)
     pieces = [os.urandom(size) for size in (1, 70_000, 3, 1 << 20)] * 30
+    taken: list[bytes] = []
     with (tmp_path / "out").open("w+b") as out:
-        told = write_hashed(out.fileno(), iter(pieces))
+        told = write_hashed(out.fileno(), iter(pieces), taken.append)
         out.seek(0)
         assert out.read() == b"".join(pieces)
+    assert taken == pieces
     assert told == (sum(map(len, pieces)), hashlib.sha256(b"".join(pieces)).hexdigest())
 
 
@@ -33,7 +35,7 @@ def test_an_error_of_the_source_comes_through(tmp_path: Path) -> None:
 
     before = threading.active_count()
     with (tmp_path / "out").open("wb") as out, pytest.raises(IntegrityError, match="cut"):
-        write_hashed(out.fileno(), damaged())
+        write_hashed(out.fileno(), damaged(), len)
     assert threading.active_count() == before
 
 
@@ -44,7 +46,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     try:
         before = threading.active_count()
         with (tmp_path / "out").open("wb") as out, pytest.raises(NoSpace):
-            write_hashed(out.fileno(), (bytes(1 << 20) for _ in range(200)))
+            write_hashed(out.fileno(), (bytes(1 << 20) for _ in range(200)), len)
         assert threading.active_count() == before
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
