@@ -2,14 +2,14 @@
 """Read a mapped tar's headers into an entry table.
 
 tarentry.pxd reads one entry's header, tarstate.pxd PAX records and sparse maps, tarresolve.pxd turns entries in tar
-order into rows; here is the walk over the blocks.
+order into rows, tarorder.pxd tells where that isn't needed; here is the walk over the blocks.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from entry cimport FLAG_HARDLINK, entry_t
+from entry cimport FLAG_HARDLINK, FLAG_IMPLICIT, entry_t
 from growable cimport release, reserve
 from tarentry cimport (
     IFDIR, IFLNK, IFREG, name_entry, read_link, read_owner, read_size, read_sparse, read_type, read_whiteout,
@@ -17,8 +17,13 @@ from tarentry cimport (
 from tarfield cimport (
     AT_SIZE, AT_TYPE, BLOCK, checksum_matches, is_zero, parse_number, prefetch_header, text_length,
 )
+from tarorder cimport advise_large, fill_folder, follows
 from tarresolve cimport fill_row, out_t, release_resolve, resolve_entries, resolve_t
-from tarstate cimport SPECIAL_LIMIT, clear_pax, encode_xattrs, fail, keep, place_t, read_pax, scan_t, slice_t
+from tarstate cimport SPECIAL_LIMIT, clear_pax, encode_xattrs, fail, place_t, read_pax, scan_t, slice_t
+
+cdef enum:
+    BYTES_PER_ENTRY = 16384  # of a tar, guessed
+    HEAP_SHARE = 256         # of a tar's bytes one is reserved for paths; what isn't used is never touched
 
 
 class TarFormatError(ValueError):
@@ -27,6 +32,21 @@ class TarFormatError(ValueError):
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(f"{message} (at byte {offset} of the tar)")
         self.offset = offset
+
+
+cdef int grow_table(scan_t* scan) noexcept with gil:
+    """Make room for more rows; pages that are never written cost nothing."""
+    cdef size_t room = scan.listing.room + scan.listing.room // 2
+    if room == 0:
+        room = min(scan.length // BYTES_PER_ENTRY, 1 << 17) + 64
+    try:
+        PyByteArray_Resize(<object> scan.listing.table, <Py_ssize_t> ((room + 1) * sizeof(entry_t)))
+    except MemoryError:
+        return -1
+    scan.listing.rows = <entry_t*> PyByteArray_AS_STRING(<object> scan.listing.table) + 1
+    scan.listing.room = room
+    advise_large(scan.listing.rows, room * sizeof(entry_t))
+    return 0
 
 
 cdef int add_entry(scan_t* scan, const uint8_t* block) noexcept nogil:
@@ -72,9 +92,15 @@ cdef int add_entry(scan_t* scan, const uint8_t* block) noexcept nogil:
     if skipped:
         scan.links -= row.flags & FLAG_HARDLINK
         return 0
-    if scan.entries.length // sizeof(entry_t) >= scan.max_entries:
+    if scan.listing.count >= scan.max_entries:
         return fail(scan, scan.header, b"expected fewer entries: the table would pass the limit")
-    return keep(scan, &scan.entries, &row, sizeof(entry_t))
+    if scan.listing.count == scan.listing.room and grow_table(scan) < 0:
+        return -1
+    scan.listing.ordered = scan.listing.ordered and follows(
+        scan.heap.data, &scan.listing.rows[scan.listing.count - 1] if scan.listing.count else NULL, &row)
+    scan.listing.rows[scan.listing.count] = row
+    scan.listing.count += 1
+    return 0
 
 
 cdef int read_special(scan_t* scan, const uint8_t* block, bint* special) noexcept nogil:
@@ -155,51 +181,67 @@ cdef int read_headers(scan_t* scan) noexcept nogil:
     return 0
 
 
+cdef object make_records(resolve_t* resolved, bytearray table):
+    """Return the rows in component order: the table itself, made short, if the tar had them so."""
+    cdef scan_t* state = resolved.scan
+    cdef uint32_t at, count
+    cdef entry_t* rows
+    if state.listing.ordered:
+        fill_folder(state.listing.rows - 1, FLAG_IMPLICIT)
+        state.listing.rows = NULL
+        PyByteArray_Resize(table, <Py_ssize_t> ((state.listing.count + 1) * sizeof(entry_t)))
+        return table
+    count = <uint32_t> (resolved.outs.length // sizeof(out_t))
+    records = PyByteArray_FromStringAndSize(NULL, count * sizeof(entry_t))
+    rows = <entry_t*> PyByteArray_AS_STRING(records)
+    advise_large(rows, count * sizeof(entry_t))
+    with nogil:
+        for at in range(count):
+            fill_row(resolved, at, &rows[at])
+    return records
+
+
 def scan(tar, max_entries: int = 10_000_000) -> tuple:
     """Read every header of a mapped tar and return (records, heap) in component order."""
     cdef scan_t state
     cdef resolve_t resolved
     cdef Py_buffer view
     cdef int status
-    cdef uint32_t at, count
-    cdef entry_t* rows
+    cdef bytearray table = bytearray()
     memset(&state, 0, sizeof(scan_t))
     memset(&resolved, 0, sizeof(resolve_t))
     if not 1 <= max_entries < 0xFFFFFFFFLL:
         raise ValueError("max_entries must be between 1 and 4294967294")
     state.max_entries = max_entries
+    state.listing.table = <void*> table
+    state.listing.ordered = True
     PyObject_GetBuffer(tar, &view, PyBUF_SIMPLE)
     try:
         state.tar = <const uint8_t*> view.buf
         state.length = view.len
-        state.attributes.limit = state.sorted.limit = state.map.limit = state.entries.limit = <size_t> -1
+        state.attributes.limit = state.sorted.limit = state.map.limit = <size_t> -1
         state.heap.limit = state.aside.limit = 8 * <size_t> view.len + (64 << 20)
         resolved.scan = &state
         with nogil:
             clear_pax(&state.shared)
-            status = reserve(&state.heap, 1)
+            status = reserve(&state.heap, 1 + min(state.length // HEAP_SHARE, <size_t> 1 << 23))
             if status == 0:
                 status = read_headers(&state)
-            if status == 0:
+            # no row but the missing root is to be added, if that fits the limit
+            state.listing.ordered = state.listing.ordered and 0 < state.listing.count < state.max_entries
+            if status == 0 and not state.listing.ordered:
                 status = resolve_entries(&resolved)
         if status < 0:
             if state.fault == NULL:
                 raise MemoryError
             raise TarFormatError(state.fault.decode(), state.fault_offset)
-        count = <uint32_t> (resolved.outs.length // sizeof(out_t))
-        records = PyByteArray_FromStringAndSize(NULL, count * sizeof(entry_t))
         heap = PyByteArray_FromStringAndSize(<char*> state.heap.data, state.heap.length)
-        rows = <entry_t*> PyByteArray_AS_STRING(records)
-        with nogil:
-            for at in range(count):
-                fill_row(&resolved, at, &rows[at])
-        return records, heap
+        return make_records(&resolved, table), heap
     finally:
         PyBuffer_Release(&view)
         release_resolve(&resolved)
         release(&state.attributes)
         release(&state.sorted)
         release(&state.map)
-        release(&state.entries)
         release(&state.heap)
         release(&state.aside)
