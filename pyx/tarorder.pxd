@@ -29,6 +29,7 @@ cdef struct listing_t:
     size_t count
     size_t room
     bint ordered     # so far
+    bint plain       # no name of the last entry's path starts with a dot
 
 cdef inline void fill_folder(entry_t* row, uint32_t flags) noexcept nogil:
     """Write the row of a directory that has no entry of its own."""
