@@ -1,5 +1,6 @@
 # cython: language_level=3
 """One entry of a tar, its headers first: what tarscan and tarfeed do at each of them (inline-only)."""
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memset
 
@@ -8,7 +9,11 @@ from tarentry cimport (
     IFDIR, IFLNK, IFREG, name_entry, read_link, read_owner, read_size, read_sparse, read_type, read_whiteout,
 )
 from tarfield cimport AT_SIZE, AT_TYPE, BLOCK, parse_number, text_length
-from tarstate cimport SPECIAL_LIMIT, encode_xattrs, fail, keep, place_t, read_pax, scan_t, slice_t
+from tarorder cimport advise_large, follows
+from tarstate cimport SPECIAL_LIMIT, encode_xattrs, fail, place_t, read_pax, scan_t, slice_t
+
+cdef enum:
+    BYTES_PER_ENTRY = 16384  # of a tar, guessed
 
 cdef inline bint is_special(uint8_t kind) noexcept nogil:
     """Tell whether a header describes others: x, X, g, L, K, or V (a label)."""
@@ -26,6 +31,20 @@ cdef inline void begin_entry(scan_t* scan) noexcept nogil:
     scan.long_name.data = scan.long_link.data = NULL
     scan.attributes.length = scan.shared_attributes
     scan.map.length = 0
+
+cdef inline int grow_table(scan_t* scan) noexcept with gil:
+    """Make room for more rows; pages that are never written cost nothing."""
+    cdef size_t room = scan.listing.room + scan.listing.room // 2
+    if room == 0:
+        room = min(scan.length // BYTES_PER_ENTRY, 1 << 17) + 64
+    try:
+        PyByteArray_Resize(<object> scan.listing.table, <Py_ssize_t> ((room + 1) * sizeof(entry_t)))
+    except MemoryError:
+        return -1
+    scan.listing.rows = <entry_t*> PyByteArray_AS_STRING(<object> scan.listing.table) + 1
+    scan.listing.room = room
+    advise_large(scan.listing.rows, room * sizeof(entry_t))
+    return 0
 
 cdef inline int add_entry(scan_t* scan, const uint8_t* block) noexcept nogil:
     """Read one entry's header, step over its data and keep its row."""
@@ -69,9 +88,15 @@ cdef inline int add_entry(scan_t* scan, const uint8_t* block) noexcept nogil:
     if skipped:
         scan.links -= row.flags & FLAG_HARDLINK
         return 0
-    if scan.entries.length // sizeof(entry_t) >= scan.max_entries:
+    if scan.listing.count >= scan.max_entries:
         return fail(scan, scan.header, b"expected fewer entries: the table would pass the limit")
-    return keep(scan, &scan.entries, &row, sizeof(entry_t))
+    if scan.listing.count == scan.listing.room and grow_table(scan) < 0:
+        return -1
+    scan.listing.ordered = scan.listing.ordered and follows(
+        scan.heap.data, &scan.listing.rows[scan.listing.count - 1] if scan.listing.count else NULL, &row)
+    scan.listing.rows[scan.listing.count] = row
+    scan.listing.count += 1
+    return 0
 
 cdef inline int read_special(scan_t* scan, const uint8_t* block, bint* special) noexcept nogil:
     """Take in a header that describes others; special: whether it was one."""

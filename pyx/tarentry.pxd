@@ -1,7 +1,7 @@
 # cython: language_level=3
 """What one tar header says of its entry: name, type, owner, size, link, whiteout (inline-only)."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from entry cimport FLAG_HARDLINK, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
 from tarfield cimport (
@@ -31,6 +31,8 @@ cdef inline int add_path(scan_t* scan, slice_t path, bint aside, place_t* place)
         kept = <int64_t> (path.length - (path.data[path.length - 1] == 47))
     else:
         kept = normalise(path.data, path.length, buffer)
+    if not aside:
+        scan.listing.plain = clean != buffer
     if kept == PATH_PARENT:
         return fail(scan, scan.header, b"expected a path without '..' components")
     if kept == PATH_NUL:
@@ -204,19 +206,6 @@ cdef inline int read_link(scan_t* scan, const uint8_t* block, entry_t* row) noex
     row.link_length = place.length
     return 0
 
-cdef inline bint has_mark(const uint8_t* path, size_t length) noexcept nogil:
-    """Tell whether '.wh.' is anywhere in a path."""
-    cdef const uint8_t* end = path + length
-    cdef const void* dot
-    while end - path >= 4:
-        dot = memchr(path, 46, <size_t> (end - path) - 3)
-        if dot == NULL:
-            return False
-        path = <const uint8_t*> dot + 1
-        if path[0] == 119 and path[1] == 104 and path[2] == 46:
-            return True
-    return False
-
 cdef inline int read_whiteout(scan_t* scan, entry_t* row, bint* skipped) noexcept nogil:
     """Turn .wh.NAME into a mark on NAME, .wh..wh..opq into one on its directory; skip what else aufs leaves.
 
@@ -230,7 +219,7 @@ cdef inline int read_whiteout(scan_t* scan, entry_t* row, bint* skipped) noexcep
     cdef uint8_t* name
     cdef entry_t kept
     skipped[0] = False
-    if not has_mark(path, length):
+    if scan.listing.plain:
         return 0
     for at in range(length):
         if at == 0 or path[at - 1] == 47:

@@ -7,7 +7,7 @@ they lie in the tar.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
@@ -17,7 +17,8 @@ from growable cimport append, growable_t, release, reserve
 from tarblock cimport add_entry, begin_entry, is_sparse, is_special, read_special
 from tarentry cimport IFREG
 from tarfield cimport AT_SIZE, AT_TYPE, BLOCK, checksum_matches, is_zero, parse_number
-from tarresolve cimport fill_row, out_t, release_resolve, resolve_entries, resolve_t
+from tarresolve cimport release_resolve, resolve_t
+from tarrow cimport make_records, settle_rows
 from tarstate cimport SPECIAL_LIMIT, clear_pax, scan_t
 
 cdef enum:
@@ -110,16 +111,16 @@ cdef int read_header(feed_t* feed, uint64_t limit) noexcept nogil:
     return IS_ENTRY
 
 
-cdef int begin_file(feed_t* feed, size_t rows_bytes, uint64_t piece_end) noexcept nogil:
-    """If the entry that came after rows_bytes of others is a file, let its data pass through the hasher."""
+cdef int begin_file(feed_t* feed, size_t rows, uint64_t piece_end) noexcept nogil:
+    """If an entry came after so many rows, and is a file, let its data pass through the hasher."""
     cdef const entry_t* row
     feed.data_end = feed.at
-    if feed.scan.entries.length == rows_bytes:
+    if feed.scan.listing.count == rows:
         return 0
-    row = <const entry_t*> (feed.scan.entries.data + rows_bytes)
+    row = &feed.scan.listing.rows[rows]
     if row.mode & 0o170000 != IFREG or row.flags & FLAG_HARDLINK:
         return 0
-    feed.row = <uint32_t> (rows_bytes // sizeof(entry_t))
+    feed.row = <uint32_t> rows
     feed.data_end = row.data_offset + row.size_bytes
     feed.begun = False
     return add_span(feed, piece_end) if row.size_bytes == 0 else 0
@@ -142,7 +143,7 @@ cdef int take_header(feed_t* feed, const uint8_t* piece, uint64_t piece_end) noe
     """Read one header, from the piece or, as far as one is held, from what is held; 0 or -1."""
     cdef scan_t* scan = &feed.scan
     cdef uint64_t limit, more
-    cdef size_t rows_bytes = scan.entries.length
+    cdef size_t rows = scan.listing.count
     cdef bint held = feed.held.length > 0
     cdef int found
     if held:
@@ -173,7 +174,7 @@ cdef int take_header(feed_t* feed, const uint8_t* piece, uint64_t piece_end) noe
         scan.at += BLOCK
     if not scan.pending:
         feed.held.length = 0
-    return begin_file(feed, rows_bytes, piece_end) if found == IS_ENTRY else 0
+    return begin_file(feed, rows, piece_end) if found == IS_ENTRY else 0
 
 
 cdef bint is_spent(const feed_t* feed, uint64_t piece_end) noexcept nogil:
@@ -207,15 +208,19 @@ cdef class TableFeed:
     cdef feed_t feed
     cdef object blake3
     cdef object hasher
+    cdef bytearray table
 
     def __cinit__(self, blake3, max_entries: int = 10_000_000):
         cdef scan_t* scan = &self.feed.scan
         if not 1 <= max_entries < 0xFFFFFFFFLL:
             raise ValueError("max_entries must be between 1 and 4294967294")
         self.blake3 = blake3
+        self.table = bytearray()
+        scan.listing.table = <void*> self.table
+        scan.listing.ordered = True
         scan.max_entries = max_entries
         scan.length = <size_t> 1 << 62  # not known before the end, where finish() looks
-        scan.attributes.limit = scan.sorted.limit = scan.map.limit = scan.entries.limit = <size_t> -1
+        scan.attributes.limit = scan.sorted.limit = scan.map.limit = <size_t> -1
         self.feed.held.limit = HELD_LIMIT
         self.feed.spans.limit = <size_t> -1
         scan.heap.limit = scan.aside.limit = HEAP_BASE
@@ -230,7 +235,6 @@ cdef class TableFeed:
         release(&scan.attributes)
         release(&scan.sorted)
         release(&scan.map)
-        release(&scan.entries)
         release(&scan.heap)
         release(&scan.aside)
 
@@ -273,7 +277,7 @@ cdef class TableFeed:
                 digest = self.hasher.digest()
                 if not isinstance(digest, bytes) or len(digest) != 32:
                     raise ValueError("blake3 gave a digest that is not 32 bytes")
-                row = <entry_t*> (self.feed.scan.entries.data + spans[at].row * sizeof(entry_t))
+                row = &self.feed.scan.listing.rows[spans[at].row]
                 memcpy(row.blake3, PyBytes_AS_STRING(digest), 32)
                 row.flags |= FLAG_HASHED
                 self.hasher = None
@@ -283,8 +287,6 @@ cdef class TableFeed:
         """Return (records, heap) of the tar that has passed, or None. Once only: ValueError afterwards."""
         cdef feed_t* feed = &self.feed
         cdef resolve_t resolved
-        cdef uint32_t at, count
-        cdef entry_t* rows
         cdef int status
         if feed.state == FINISHED:
             raise ValueError("the table is finished")
@@ -297,18 +299,12 @@ cdef class TableFeed:
         resolved.scan = &feed.scan
         try:
             with nogil:
-                status = resolve_entries(&resolved)
+                status = settle_rows(&resolved)
             if status < 0:
                 if feed.scan.fault == NULL:
                     raise MemoryError
                 return None
-            count = <uint32_t> (resolved.outs.length // sizeof(out_t))
-            records = PyByteArray_FromStringAndSize(NULL, count * sizeof(entry_t))
             heap = PyByteArray_FromStringAndSize(<char*> feed.scan.heap.data, feed.scan.heap.length)
-            rows = <entry_t*> PyByteArray_AS_STRING(records)
-            with nogil:
-                for at in range(count):
-                    fill_row(&resolved, at, &rows[at])
-            return records, heap
+            return make_records(&resolved, self.table), heap
         finally:
             release_resolve(&resolved)

@@ -35,13 +35,27 @@ cdef extern from *:
     static inline void prefetch_header(const uint8_t *block) {
         for (int at = 0; at < 512; at += 64) __builtin_prefetch(block + at, 0, 3);
     }
-    /* Tell whether a path surely needs no normalising: no NUL, no name that is empty or starts with a dot. */
+    /* Tell whether a path needs no normalising: no NUL, no name that is empty or starts with a dot. */
     static inline int is_normal(const uint8_t *path, size_t length) {
-        uint8_t broken = 0;
-        if (length == 0 || path[0] == '/' || path[0] == '.' || path[length - 1] == '/') return 0;
-        for (size_t at = 0; at + 1 < length; at++)
-            broken |= (path[at] == 0) | ((path[at] == '/') & ((path[at + 1] == '/') | (path[at + 1] == '.')));
-        return !broken && path[length - 1] != 0;
+        size_t at = 0;
+        if (length == 0 || path[0] == '/' || path[0] == '.') return 0;
+        if (path[length - 1] == '/' || path[length - 1] == 0) return 0;
+    #if defined(__SSE2__)
+        const __m128i slash = _mm_set1_epi8('/'), dot = _mm_set1_epi8('.');
+        __m128i broken = _mm_setzero_si128();
+        for (; length > 16 && at + 1 < length; at += 16) {  /* pairs of neighbours; the last 16 may overlap */
+            if (at + 17 > length) at = length - 17;
+            __m128i first = _mm_loadu_si128((const __m128i *)(path + at));
+            __m128i second = _mm_loadu_si128((const __m128i *)(path + at + 1));
+            __m128i bad = _mm_or_si128(_mm_cmpeq_epi8(second, slash), _mm_cmpeq_epi8(second, dot));
+            bad = _mm_and_si128(bad, _mm_cmpeq_epi8(first, slash));
+            broken = _mm_or_si128(broken, _mm_or_si128(bad, _mm_cmpeq_epi8(first, _mm_setzero_si128())));
+        }
+        if (_mm_movemask_epi8(broken)) return 0;
+    #endif
+        for (; at + 1 < length; at++)
+            if (path[at] == 0 || (path[at] == '/' && (path[at + 1] == '/' || path[at + 1] == '.'))) return 0;
+        return 1;
     }
     """
     uint32_t sum_header(const uint8_t* block) noexcept nogil

@@ -13,6 +13,7 @@ from libc.string cimport memset
 from entry cimport FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_WHITEOUT, entry_t
 from growable cimport append, growable_t, release
 from pathsort cimport compare_bytes, is_below, key_t, sort_keys
+from tarorder cimport fill_folder
 from tarstate cimport fail, scan_t
 
 cdef enum:
@@ -282,10 +283,7 @@ cdef inline void fill_row(const resolve_t* r, uint32_t at, entry_t* row) noexcep
     cdef const out_t* out = &outs[at]
     cdef uint32_t root
     if out.kind != KIND_ENTRY:
-        memset(row, 0, sizeof(entry_t))
-        row.mode = S_IFDIR | 0o755
-        row.nlink = 1
-        row.flags = out.flags | (FLAG_IMPLICIT if out.kind == KIND_IMPLICIT else 0)
+        fill_folder(row, out.flags | (FLAG_IMPLICIT if out.kind == KIND_IMPLICIT else 0))
     elif r.scan.links == 0:
         row[0] = r.raws[out.raw]
         row.flags |= out.flags
@@ -306,8 +304,8 @@ cdef inline int resolve_entries(resolve_t* r) noexcept nogil:
     cdef size_t at
     cdef bint links = r.scan.links > 0
     cdef out_t root
-    r.raws = <entry_t*> r.scan.entries.data
-    r.count = r.scan.entries.length // sizeof(entry_t)
+    r.raws = r.scan.listing.rows
+    r.count = r.scan.listing.count
     r.groups.limit = r.chain.limit = r.outs.limit = <size_t> -1
     r.keys = <key_t*> malloc((r.count + 1) * sizeof(key_t))
     r.hidden_at = <uint32_t*> malloc((r.count + 1) * 4)

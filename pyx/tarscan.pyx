@@ -2,19 +2,22 @@
 """Read a mapped tar's headers into an entry table.
 
 tarblock.pxd takes in one header, tarentry.pxd its fields, tarstate.pxd PAX records and sparse maps, tarresolve.pxd
-turns entries in tar order into rows; here is the walk over the blocks.
+turns entries in tar order into rows, tarorder.pxd tells where that isn't needed; here is the walk over the blocks.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memset
 
-from entry cimport entry_t
 from growable cimport release, reserve
 from tarblock cimport add_entry, begin_entry, read_special
 from tarfield cimport AT_SIZE, BLOCK, checksum_matches, is_zero, parse_number, prefetch_header
-from tarresolve cimport fill_row, out_t, release_resolve, resolve_entries, resolve_t
+from tarresolve cimport release_resolve, resolve_t
+from tarrow cimport make_records, settle_rows
 from tarstate cimport clear_pax, fail, scan_t
+
+cdef enum:
+    HEAP_SHARE = 256         # of a tar's bytes one is reserved for paths; what isn't used is never touched
 
 
 class TarFormatError(ValueError):
@@ -69,45 +72,39 @@ def scan(tar, max_entries: int = 10_000_000) -> tuple:
     cdef resolve_t resolved
     cdef Py_buffer view
     cdef int status
-    cdef uint32_t at, count
-    cdef entry_t* rows
+    cdef bytearray table = bytearray()
     memset(&state, 0, sizeof(scan_t))
     memset(&resolved, 0, sizeof(resolve_t))
     if not 1 <= max_entries < 0xFFFFFFFFLL:
         raise ValueError("max_entries must be between 1 and 4294967294")
     state.max_entries = max_entries
+    state.listing.table = <void*> table
+    state.listing.ordered = True
     PyObject_GetBuffer(tar, &view, PyBUF_SIMPLE)
     try:
         state.tar = <const uint8_t*> view.buf
         state.length = view.len
-        state.attributes.limit = state.sorted.limit = state.map.limit = state.entries.limit = <size_t> -1
+        state.attributes.limit = state.sorted.limit = state.map.limit = <size_t> -1
         state.heap.limit = state.aside.limit = 8 * <size_t> view.len + (64 << 20)
         resolved.scan = &state
         with nogil:
             clear_pax(&state.shared)
-            status = reserve(&state.heap, 1)
+            status = reserve(&state.heap, 1 + min(state.length // HEAP_SHARE, <size_t> 1 << 23))
             if status == 0:
                 status = read_headers(&state)
             if status == 0:
-                status = resolve_entries(&resolved)
+                status = settle_rows(&resolved)
         if status < 0:
             if state.fault == NULL:
                 raise MemoryError
             raise TarFormatError(state.fault.decode(), state.fault_offset)
-        count = <uint32_t> (resolved.outs.length // sizeof(out_t))
-        records = PyByteArray_FromStringAndSize(NULL, count * sizeof(entry_t))
         heap = PyByteArray_FromStringAndSize(<char*> state.heap.data, state.heap.length)
-        rows = <entry_t*> PyByteArray_AS_STRING(records)
-        with nogil:
-            for at in range(count):
-                fill_row(&resolved, at, &rows[at])
-        return records, heap
+        return make_records(&resolved, table), heap
     finally:
         PyBuffer_Release(&view)
         release_resolve(&resolved)
         release(&state.attributes)
         release(&state.sorted)
         release(&state.map)
-        release(&state.entries)
         release(&state.heap)
         release(&state.aside)

@@ -12,6 +12,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 
 from growable cimport GROW_LIMIT, append, growable_t
 from tarfield cimport AT_EXTENDED, AT_REAL_SIZE, AT_SPARSE, BLOCK, parse_decimal, parse_number, parse_time
+from tarorder cimport listing_t
 
 cdef enum:
     SPECIAL_LIMIT = 1 << 20
@@ -58,14 +59,13 @@ cdef struct scan_t:
     growable_t attributes    # attribute_t: the global ones, then the entry's own
     growable_t sorted        # attribute_t, scratch
     growable_t map           # u64 pairs: the entry's sparse map
-    growable_t entries       # entry_t in tar order
+    listing_t listing        # the entries in tar order
     growable_t heap
     growable_t aside         # hard-link targets: they need no place in the table's heap
     uint64_t shared_attributes
     place_t shared_xattrs
     bint shared_xattr_known
-    uint64_t links
-    uint64_t max_entries
+    uint64_t links, max_entries
     uint64_t fault_offset
     const char* fault        # NULL and -1 returned: out of memory
 

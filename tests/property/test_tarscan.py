@@ -74,6 +74,45 @@ def test_rows_are_in_component_order_with_parents(paths: list[str]) -> None:
     assert all(path.rpartition(b"/")[0] in found for path in found)
 
 
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(st.text("ab-./", min_size=1, max_size=9), st.booleans()), max_size=25),
+    st.sampled_from(["none", "swap", "drop", "again", "root", "type"]),
+    st.integers(0, 1 << 16),
+)
+def test_tars_in_order_but_for_one_fault(chosen: list[tuple[str, bool]], fault: str, number: int) -> None:
+    """What is written as a table lists it needs no sorting, and whatever breaks that is noticed."""
+    kinds: dict[bytes, bytes] = {}
+    for text, is_file in chosen:
+        names = [name for name in text.split("/") if name not in ("", ".", "..")]
+        for depth in range(1, len(names) + 1):
+            path = "/".join(names[:depth]).encode()
+            kinds[path] = tarfile.REGTYPE if is_file and depth == len(names) and path not in kinds else tarfile.DIRTYPE
+    order = sorted(kinds, key=path_key)
+    at = number % max(len(order), 1)
+    if fault == "swap" and len(order) > 1:
+        order[at - 1], order[at] = order[at], order[at - 1]
+    elif fault == "drop":
+        del order[at : at + 1]
+    elif fault == "again":
+        order.insert(number // 256 % (len(order) + 1), order[at] if order else b"a")
+    elif fault == "root":
+        order.insert(0, b".")
+    elif fault == "type" and order:
+        kinds[order[at]] = tarfile.REGTYPE
+    members: list[Member] = [
+        (path.decode(), kinds.get(path, tarfile.DIRTYPE), "", 0o644, 0, 7, b"", {}) for path in order
+    ]
+    tar = pack(members, tarfile.USTAR_FORMAT)
+    try:
+        expected = model_rows(tar)
+    except Refused:
+        with pytest.raises(TarFormatError):
+            scan(tar)
+        return
+    assert table_rows(tar, EntryTable(*scan(tar))) == expected
+
+
 def walk_table(table: tuple[bytearray, bytearray], tar_length: int) -> None:
     """Check that every offset of a table lies where it may."""
     records, heap = table
