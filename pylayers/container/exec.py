@@ -94,7 +94,8 @@ def _describe(directory: Path, spec: ContainerSpec, process: Process, privileged
     )
     root_fd = os.open(directory / "bundle" / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return build_process(full, isolation, resolve_user(root_fd, full.user), choose_capabilities(isolation))
+        capabilities = choose_capabilities(isolation, device_rules=spec.runtime_limits)
+        return build_process(full, isolation, resolve_user(root_fd, full.user), capabilities)
     finally:
         os.close(root_fd)
 

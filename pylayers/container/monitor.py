@@ -37,6 +37,7 @@ from pylayers.container.record import (
     timestamp,
     write_state,
 )
+from pylayers.container.spec import forbids_devices
 from pylayers.errors import Conflict, PylayersError, translate_os_error
 from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
@@ -65,7 +66,8 @@ class Monitor:
     def run(self) -> None:
         """Start the container, report, and stay until it has ended."""
         try:
-            snapshot_mount.mount(self.spec.rootfs, self.root)
+            shut = forbids_devices(self.spec.isolation, cgroup_limits=self.spec.runtime_limits)
+            snapshot_mount.mount(self.spec.rootfs, self.root, nodev=shut)
             try:
                 self.launched = launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
             except BaseException:

@@ -17,7 +17,7 @@ from pylayers.container.bundle import minimal_environment, runtime_error, write_
 from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.network import write_network_files
 from pylayers.container.runtime import Runtime
-from pylayers.container.spec import build_config
+from pylayers.container.spec import build_config, forbids_devices
 from pylayers.container.stubs import Stubs
 from pylayers.container.termination import terminable
 from pylayers.errors import Conflict, ContainerError, translate_os_error
@@ -73,7 +73,8 @@ def run_once(
         (folder / "rootfs").mkdir(parents=True, mode=0o700)
         try:
             mounts = [*write_network_files_for(folder, isolation, mounts), *mounts]
-            with _mounted(rootfs, folder / "rootfs") as (root, stubs_for):
+            shut = forbids_devices(isolation, cgroup_limits=runtime.limits)
+            with _mounted(rootfs, folder / "rootfs", shut) as (root, stubs_for):
                 config = _configure(process, isolation, mounts, root=root, run_id=run_id, runtime=runtime)
                 stubs = stubs_for([mount["destination"] for mount in config["mounts"]])
                 try:
@@ -115,7 +116,7 @@ def _configure(
 
 
 @contextlib.contextmanager
-def _mounted(rootfs: Sequence[Mount], root: Path) -> Iterator[tuple[Path, Callable[[list[str]], Stubs]]]:
+def _mounted(rootfs: Sequence[Mount], root: Path, shut: bool) -> Iterator[tuple[Path, Callable[[list[str]], Stubs]]]:
     upper = next((Path(one.upper) for one in rootfs if one.type == "overlay" and one.upper), None)
     made: list[Stubs] = []
 
@@ -123,7 +124,7 @@ def _mounted(rootfs: Sequence[Mount], root: Path) -> Iterator[tuple[Path, Callab
         made.append(Stubs(root, targets, upper))
         return made[-1]
 
-    snapshot_mount.mount(rootfs, root)
+    snapshot_mount.mount(rootfs, root, nodev=shut)
     try:
         yield root, stubs_for
     finally:

@@ -41,7 +41,7 @@ def build_config(
     Raises InvalidInput, ContainerError (unknown user, missing device or source), NotFound (seccomp profile).
     """
     check_network(isolation.network)
-    capabilities = choose_capabilities(isolation)
+    capabilities = choose_capabilities(isolation, device_rules=cgroup_limits)
     config: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "root": {"path": root_path, "readonly": isolation.readonly},
@@ -77,10 +77,15 @@ def build_config(
     return config
 
 
-def load_rules(isolation: Isolation) -> None:
+def load_rules(isolation: Isolation, *, cgroup_limits: bool) -> None:
     """Load what build_config takes of a seccomp profile, which is then kept. Raises NotFound, InvalidInput."""
     if not isolation.privileged:
-        load_seccomp(isolation.seccomp, choose_capabilities(isolation))
+        load_seccomp(isolation.seccomp, choose_capabilities(isolation, device_rules=cgroup_limits))
+
+
+def forbids_devices(isolation: Isolation, *, cgroup_limits: bool) -> bool:
+    """Tell whether mounts have to keep device files shut, as no cgroup has rules for devices."""
+    return not cgroup_limits and not isolation.privileged
 
 
 def build_process(process: Process, isolation: Isolation, user: User, capabilities: Sequence[str]) -> dict[str, Any]:
@@ -129,14 +134,22 @@ def build_environment(process: Process, user: User) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def choose_capabilities(isolation: Isolation) -> list[str]:
-    """Apply --cap-add, --cap-drop and --privileged to docker's set, in the kernel's order. Raises InvalidInput."""
+def choose_capabilities(isolation: Isolation, *, device_rules: bool = True) -> list[str]:
+    """Apply --cap-add, --cap-drop and --privileged to docker's set, in the kernel's order. Raises InvalidInput.
+
+    Without a cgroup's rules for devices nobody but a privileged container may make one, as any disk would be open then.
+    """
     held = held_capabilities()
     every = [name for number, name in enumerate(ALL_CAPABILITIES) if held >> number & 1]
     if isolation.privileged:
         return every
     added = _capability_names(isolation.capabilities_added)
     dropped = _capability_names(isolation.capabilities_dropped)
+    if not device_rules:
+        if "CAP_MKNOD" in added:
+            raise ContainerError("--cap-add MKNOD: this runtime cannot keep rules for devices on this machine")
+        dropped.add("CAP_MKNOD")
+        every.remove("CAP_MKNOD") if "CAP_MKNOD" in every else None
     chosen = set(DEFAULT_CAPABILITIES)
     if "ALL" in added:
         chosen.update(every)
@@ -169,13 +182,15 @@ def _limit(value: int) -> int:
 def build_mounts(isolation: Isolation, mounts: Sequence[ContainerMount], *, cgroup: bool) -> list[dict[str, Any]]:
     """Return the default mounts, without those that the given ones replace, then the given ones, parents first."""
     targets = {mount.target for mount in mounts}
+    shut = ["nodev"] if forbids_devices(isolation, cgroup_limits=cgroup) else []
     built = [
         mount
         for mount in default_mounts(isolation.shm_size_bytes, privileged=isolation.privileged, cgroup=cgroup)
         if mount["destination"] not in targets
     ]
     for mount in sorted(mounts, key=lambda one: one.target.count("/")):
-        built.append(_bind(mount) if mount.type == "bind" else _tmpfs(mount))
+        made = _bind(mount) if mount.type == "bind" else _tmpfs(mount)
+        built.append({**made, "options": list(dict.fromkeys((*made["options"], *shut)))})
     return built
 
 

@@ -133,7 +133,7 @@ def _fork_monitor(
     from pylayers.container import monitor
     from pylayers.container.spec import load_rules
 
-    load_rules(spec.isolation)
+    load_rules(spec.isolation, cgroup_limits=spec.runtime_limits)
     descriptors = (write_end, lock_fd, (copies[0], copies[1], copies[2]))
     log_fd = os.open(directory / "monitor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

@@ -20,6 +20,7 @@ __all__ = ["flush", "is_mounted_from", "mount", "mount_points_below", "mounted",
 MOUNT_FLAGS = {"nosuid": sysmount.MS_NOSUID, "nodev": sysmount.MS_NODEV, "noexec": sysmount.MS_NOEXEC}
 # What a remount must repeat, as a user namespace may not clear it: statvfs bit -> mount flag.
 KEPT_FLAGS = (
+    (os.ST_RDONLY, sysmount.MS_RDONLY),
     (os.ST_NOSUID, sysmount.MS_NOSUID),
     (os.ST_NODEV, sysmount.MS_NODEV),
     (os.ST_NOEXEC, sysmount.MS_NOEXEC),
@@ -28,8 +29,8 @@ BUSY_TRIES = 20
 AUFS_MODULE = "/sys/fs/aufs"
 
 
-def mount(mounts: Sequence[Mount], target: Path) -> None:
-    """Mount a snapshot at an existing directory, as one private mount.
+def mount(mounts: Sequence[Mount], target: Path, *, nodev: bool = False) -> None:
+    """Mount a snapshot at an existing directory, as one private mount; nodev: its device files are shut.
 
     Raises PermissionDenied, DriverError (with the kernel's words); nothing stays mounted on failure.
     """
@@ -39,6 +40,8 @@ def mount(mounts: Sequence[Mount], target: Path) -> None:
             _mount_one(one, target)
             done += 1
             sysmount.mount(b"", os.fsencode(target), b"", sysmount.MS_PRIVATE)
+        if nodev:
+            _restrict(target, sysmount.MS_NODEV)
     except OSError as error:
         for _ in range(done):
             sysmount.unmount(os.fsencode(target), sysmount.MNT_DETACH)
@@ -116,13 +119,18 @@ def _mount_bind(one: Mount, target: Path) -> None:
     sysmount.mount(os.fsencode(one.source), place, b"", flags)
     extra = _flags(one.options) | (sysmount.MS_RDONLY if one.readonly else 0)
     if extra:
-        kept = os.statvfs(target).f_flag
-        extra |= sum(flag for bit, flag in KEPT_FLAGS if kept & bit and not extra & flag)
         try:
-            sysmount.mount(b"", place, b"", flags | sysmount.MS_REMOUNT | extra)
+            _restrict(target, extra)
         except BaseException:
             sysmount.unmount(place, sysmount.MNT_DETACH)
             raise
+
+
+def _restrict(target: Path, flags: int) -> None:
+    """Add flags to a mount."""
+    kept = os.statvfs(target).f_flag
+    flags |= sum(flag for bit, flag in KEPT_FLAGS if kept & bit and not flags & flag)
+    sysmount.mount(b"", os.fsencode(target), b"", sysmount.MS_BIND | sysmount.MS_REMOUNT | flags)
 
 
 def _mount_overlay(one: Mount, target: Path) -> None:

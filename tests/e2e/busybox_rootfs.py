@@ -14,7 +14,7 @@ from pylayers.snapshot.snapshotter import Mount
 
 APPLETS = (
     "sh cat ls id true false sleep echo env touch mkdir rm mv ps kill "
-    "pwd stty tty test chown chmod hostname head printf trap"
+    "pwd stty tty test chown chmod hostname head printf trap mknod"
 )
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

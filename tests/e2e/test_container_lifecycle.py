@@ -8,6 +8,7 @@ import pty
 import secrets
 import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -408,6 +409,32 @@ def test_pids_limit(runc: House) -> None:
     start(directory)
     wait(directory)
     assert "37" in text(directory).split()
+
+
+def test_a_default_container_opens_no_disk(house: House, tmp_path: Path) -> None:
+    """Neither one that it makes itself, nor one that lies in its image: by the cgroup's rules, or without them.
+
+    crun 1.8 mounts the root file system anew without nodev: there the image's are open (container-lifecycle.md).
+    """
+    (tmp_path / "disk").write_bytes(b"SECRET".ljust(1 << 20, b"-"))
+    found = subprocess.run(["losetup", "--find", "--show", tmp_path / "disk"], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"no loop device: {found.stderr.strip()}")
+    loop = found.stdout.strip()
+    try:
+        number = os.stat(loop).st_rdev
+        if house.runtime.name != "crun" or house.runtime.limits:
+            os.mknod(house.rootfs.lower / "disk", 0o600 | stat.S_IFBLK, number)
+        node = f"b {os.major(number)} {os.minor(number)}"
+        directory = house.shell(
+            f"head -c 6 /disk; for at in /dev /tmp; do mkdir -p $at; mknod $at/own {node} && head -c 6 $at/own; done; :"
+        )
+        start(directory)
+        assert wait(directory) == 0
+        assert text(directory) == ""
+        assert "not permitted" in text(directory, "stderr") or "denied" in text(directory, "stderr")
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
 
 
 def test_a_container_that_ends_before_it_is_adopted_is_waited_for() -> None:

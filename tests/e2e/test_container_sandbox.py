@@ -176,7 +176,8 @@ def test_capabilities_are_dockers(box: Box) -> None:
     def effective(isolation: Isolation) -> int:
         return int(box.shell("cat /proc/self/status", isolation=isolation).split("CapEff:")[1].split()[0], 16)
 
-    assert effective(Isolation()) == 0xA80425FB
+    mknod = 1 << 27 if box.engine.limits else 0  # not where no cgroup says which devices may be opened
+    assert effective(Isolation()) == 0xA00425FB | mknod
     assert effective(Isolation(capabilities_dropped=("ALL",), capabilities_added=("chown",))) == 1
 
 
