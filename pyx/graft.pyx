@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Graft a subtree of one entry table to another path: the rows of a COPY, with where each row's data lies."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from entry cimport (
     FLAG_HARDLINK,
@@ -233,19 +233,24 @@ def graft(const uint8_t[::1] records, const uint8_t[::1] heap, size_t start, siz
 
 
 def adopt_hashes(uint8_t[::1] records, size_t start, const uint8_t[::1] grafted, size_t first, size_t count):
-    """Copy blake3 from grafted rows back to the rows they were grafted from."""
+    """Copy blake3 from grafted rows back to the rows they were grafted from; return how many had another or none."""
     cdef entry_t* into
     cdef const entry_t* made
-    cdef size_t row
+    cdef size_t row, changed = 0
     if (start + count > records.shape[0] // sizeof(entry_t) or first + count > grafted.shape[0] // sizeof(entry_t)
             or start + count < start or first + count < first):
         raise ValueError("the rows to adopt are outside the tables")
     if count == 0:
-        return
+        return 0
     into = <entry_t*> &records[0] + start
     made = <const entry_t*> &grafted[0] + first
     with nogil:
         for row in range(count):
-            if made[row].flags & FLAG_HASHED:
-                memcpy(into[row].blake3, made[row].blake3, 32)
-                into[row].flags |= FLAG_HASHED
+            if not made[row].flags & FLAG_HASHED:
+                continue
+            if into[row].flags & FLAG_HASHED and memcmp(into[row].blake3, made[row].blake3, 32) == 0:
+                continue
+            changed += 1
+            memcpy(into[row].blake3, made[row].blake3, 32)
+            into[row].flags |= FLAG_HASHED
+    return changed

@@ -22,5 +22,8 @@ def graft(
     Raises ValueError for rows outside the table, the heap or the subtree.
     """
 
-def adopt_hashes(records: bytearray, start: int, grafted: _Buffer, first: int, count: int) -> None:
-    """Copy blake3 (and FLAG_HASHED) of grafted rows first..first+count back to rows start.. that they came from."""
+def adopt_hashes(records: bytearray, start: int, grafted: _Buffer, first: int, count: int) -> int:
+    """Copy blake3 (and FLAG_HASHED) of grafted rows first..first+count back to rows start.. that they came from.
+
+    Returns how many rows had another hash, or none, before.
+    """

@@ -80,7 +80,11 @@ def test_refuses_a_layer_without_descriptor_and_unknown_kinds() -> None:
 def test_adopts_hashes_of_hashed_rows_only() -> None:
     table = build_table(TREE)
     bare = build_table({path: Node(mode=node.mode) for path, node in TREE.items()})
-    graft.adopt_hashes(bare.records, 1, table.records, 1, 3)
+    assert graft.adopt_hashes(bare.records, 1, table.records, 1, 3) == 1
+    assert graft.adopt_hashes(bare.records, 1, table.records, 1, 3) == 0
+    bare.records[3 * ENTRY_SIZE_BYTES - 1] ^= 1  # the hash's last byte
+    assert graft.adopt_hashes(bare.records, 1, table.records, 1, 3) == 1
+    assert graft.adopt_hashes(bare.records, 1, table.records, 1, 0) == 0
     hashed = [path for path, entry in zip(TREE, bare, strict=True) if entry.flags & FLAG_HASHED]
     assert hashed == [b"a/b"]
     assert bare.entry(2).blake3 == b"h" * 32

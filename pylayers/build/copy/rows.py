@@ -75,12 +75,9 @@ class LayerRows:
 
     def give_back_hashes(self) -> None:
         """Hand the hashes that tarwrite computed back to the walked trees."""
-        from pylayers._native.graft import adopt_hashes
-
         for graft, first, here, length in self.runs:
             if graft.rows.origin is not None:
-                table = graft.rows.origin.own_table()[0]
-                adopt_hashes(table, graft.rows.start + first, self.records, here, length)
+                graft.rows.origin.adopt(graft.rows.start + first, self.records, here, length)
         for graft, *_ in self.runs:
             if graft.rows.origin is not None:
                 # Rows that another source covered were not written, so their hashes may still be missing.

@@ -118,6 +118,8 @@ class LocalTree:
             return remembered
         self.ensure_table()
         self.hash_unknown()
+        if owner.digest_name in self.digests:
+            return self.digests[owner.digest_name]
         rows = self.graft(b"", Ownership(0, 0, owner.mode, owner.changes))
         digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher(), 0, not self.is_directory)
         del rows  # as large as the table, of which remember makes another copy
@@ -136,7 +138,12 @@ class LocalTree:
             raise Conflict(
                 f"{os.fsdecode(error.filename or b'')} changed while it was read", hint="run the build again"
             ) from error
-        self.unknown = b""
+        self.unknown, self.digests = b"", {}
+
+    def adopt(self, start: int, written: Buffer, first: int, count: int) -> None:
+        """Take the hashes of rows as they were written; digests of other contents hold no more."""
+        if graft.adopt_hashes(self.own_table()[0], start, written, first, count):
+            self.digests = {}
 
     def rows(self, prefix: bytes, owner: Ownership) -> GraftedRows:
         """Return the tree's rows at a new path, ready for tarwrite.
