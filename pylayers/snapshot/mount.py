@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ KEPT_FLAGS = (
     (os.ST_NOEXEC, sysmount.MS_NOEXEC),
 )
 BUSY_TRIES = 20
+CLONE_FS = 0x200  # linux/sched.h
 AUFS_MODULE = "/sys/fs/aufs"
 
 
@@ -137,14 +139,46 @@ def _mount_overlay(one: Mount, target: Path) -> None:
     if any(one.devices):
         mount_over_images(one.lowers, one.devices, one.upper, one.work, target, one.options, one.readonly)
         return
+    try:
+        _overlay(one, one.lowers, target)
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        _overlay_from_above(one, target, error)
+
+
+def _overlay(one: Mount, lowers: Sequence[str], target: Path) -> None:
     sysmount.mount_overlay(
-        [os.fsencode(lower) for lower in one.lowers],
+        [os.fsencode(lower) for lower in lowers],
         os.fsencode(one.upper),
         os.fsencode(one.work),
         os.fsencode(target),
         [os.fsencode(option) for option in one.options],
         one.readonly,
     )
+
+
+def _overlay_from_above(one: Mount, target: Path, refused: OSError) -> None:
+    """Mount by names relative to the directory above the lowers: kernels before 6.7 take a page of options, no more.
+
+    The directory is a thread's own, which ends with the mount.
+    """
+    above = os.path.commonpath(one.lowers)
+    failures: list[OSError] = []
+
+    def work() -> None:
+        try:
+            sysmount.unshare(CLONE_FS)
+            os.chdir(above)
+            _overlay(one, [os.path.relpath(lower, above) for lower in one.lowers], target)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0] if failures[0].errno != errno.E2BIG else refused
 
 
 def _mount_file_system(one: Mount, target: Path) -> None:

@@ -13,9 +13,11 @@ from pylayers.snapshot.default import DefaultSnapshotter
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Snapshotter
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
+from tests.conformance.conftest import loop_file_system
 from tests.conformance.crash_suite import CrashSuite
 from tests.conformance.foreign_suite import ForeignSuite
 from tests.conformance.stage import Stage, remove_tree, write
+from tests.oracle.test_sysmount import FILTER, run_in_child
 
 
 class TestOverlay2(CrashSuite, ForeignSuite):
@@ -100,3 +102,31 @@ class TestOverlay2(CrashSuite, ForeignSuite):
         assert not found.usable
         assert found.reason
         parent.close()
+
+
+MANY = FILTER + """
+from pathlib import Path
+from pylayers.snapshot.mount import mounted
+from pylayers.snapshot.overlay2 import Driver
+driver, parent = Driver(Path(sys.argv[1])), None
+for number in range(128):
+    driver.prepare(f"key-{number}", parent, lasting=False)
+    [upper] = {one.upper or one.source for one in driver.mounts(f"key-{number}")}
+    Path(upper, f"file-{number}").touch()
+    parent = f"layer-{number}"
+    driver.commit(parent, f"key-{number}")
+driver.prepare("top", parent)
+here = os.getcwd()
+with mounted(driver.mounts("top"), Path(sys.argv[2])) as top:
+    (top / "new").touch()
+    print(len(os.listdir(top)), os.getcwd() == here)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_128_layers_fit_the_page_of_an_old_kernel(tmp_path: Path) -> None:
+    """Short links count from their own folder there, whatever the data root is called."""
+    with loop_file_system("ext4", tmp_path) as point:
+        root = point / ("long-name-of-a-data-root" * 4) / "overlay2"
+        root.mkdir(parents=True)
+        assert run_in_child(MANY, str(root), str(tmp_path)) == "129 True"

@@ -254,7 +254,7 @@ print(inside, os.path.ismount(target))
     assert caught.value.errno == errno.EBADF
 
 
-FILTERED = """
+FILTER = """
 import ctypes, errno, os, struct, sys
 # seccomp: fsopen (430 everywhere) fails with ENOSYS, as on a kernel before 5.2
 code = b"".join(struct.pack("HBBI", *line) for line in [
@@ -265,6 +265,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 if libc.prctl(22, 2, filter) != 0:
     sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
 from pylayers._native import sysmount
+"""
+FILTERED = FILTER + """
 area, count = os.fsencode(sys.argv[1]), int(sys.argv[2])
 lowers = [area + b"/l%d" % n for n in range(count)]
 try:
