@@ -11,7 +11,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pylayers._native import clear
 from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import minimal_environment, runtime_error, write_config
 from pylayers.container.network import write_network_files
@@ -19,6 +18,7 @@ from pylayers.container.record import ContainerSpec
 from pylayers.container.spec import build_config
 from pylayers.errors import ContainerError
 from pylayers.record import field, record
+from pylayers.store.file import remove_tree
 
 BUBBLEWRAP = "bwrap"
 PID_POLL_MS = 1
@@ -63,7 +63,7 @@ def launch(directory: Path, spec: ContainerSpec, client_in: int, *, attached: bo
     """
     (directory / "runtime.log").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        clear.remove_tree(os.fsencode(directory / "runtime"))
+        remove_tree(directory / "runtime")
     config = _write_bundle(directory, spec)
     if spec.process.terminal:
         return _launch_terminal(directory, spec, config, client_in)
@@ -266,4 +266,4 @@ def delete_from_runtime(directory: Path, spec: ContainerSpec) -> None:
         finally:
             os.close(nothing)
     with contextlib.suppress(OSError):
-        clear.remove_tree(os.fsencode(directory / "runtime"))
+        remove_tree(directory / "runtime")

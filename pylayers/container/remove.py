@@ -7,11 +7,11 @@ import os
 import signal
 from pathlib import Path
 
-from pylayers._native import clear
 from pylayers.container.launch import delete_from_runtime
 from pylayers.container.record import CONFIG, RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.errors import Conflict, translate_os_error
 from pylayers.snapshot import mount as snapshot_mount
+from pylayers.store.file import remove_tree
 
 
 def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
@@ -58,7 +58,7 @@ def delete_directory(directory: Path) -> None:
         rootfs = directory / "bundle" / "rootfs"
         if rootfs.exists():
             os.rmdir(rootfs)
-        clear.remove_tree(os.fsencode(directory))
+        remove_tree(directory)
     except FileNotFoundError:
         return
     except OSError as error:

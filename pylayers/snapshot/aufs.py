@@ -17,7 +17,7 @@ from pathlib import Path
 from pylayers._native import walk
 from pylayers.errors import DriverError, PylayersError, Unsupported
 from pylayers.snapshot.aufsmount import SEPARATORS, TYPE, is_branch, read_branch_limit
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
 from pylayers.snapshot.mount import mounted
@@ -25,6 +25,7 @@ from pylayers.snapshot.namedmark import OPAQUE, PREFIX, NamedStack, convert_name
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.snapshot.upper import find_upper_changes
+from pylayers.store.file import remove_tree
 from pylayers.store.layer import Layer
 
 FOLDERS = ("diff", "layers", "mnt")
@@ -80,7 +81,7 @@ class Driver(StackSnapshotter):
         identity = directory.name[-32:]
         for folder in ("mnt", "diff"):
             if (self.root / folder / identity).exists():
-                delete_tree(self.root / folder / identity)
+                remove_tree(self.root / folder / identity)
         (self.root / "layers" / identity).unlink(missing_ok=True)
 
     _flush = DefaultSnapshotter._flush  # stack's looks into `diff`
@@ -222,4 +223,4 @@ def probe(directory: Path) -> Probe:
     except (PylayersError, OSError) as error:
         return Probe(False, f"aufs inside {directory}: {error}")
     finally:
-        delete_tree(scratch)
+        remove_tree(scratch)

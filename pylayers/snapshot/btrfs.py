@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from pylayers.errors import Unsupported
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.extent import exclusive_usage
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
@@ -24,6 +24,7 @@ from pylayers.snapshot.subvolume import (
     limit_exclusive,
     snapshot_subvolume,
 )
+from pylayers.store.file import remove_tree
 
 SUBVOLUME = "subvolume"
 
@@ -115,4 +116,4 @@ def probe(directory: Path) -> Probe:
         for name in ("two", "one"):
             if is_subvolume(scratch / name):
                 destroy_subvolume(scratch / name)
-        delete_tree(scratch)
+        remove_tree(scratch)

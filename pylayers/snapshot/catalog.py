@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pylayers._native import clear
 from pylayers.errors import (
     AlreadyExists,
     Conflict,
@@ -33,7 +32,7 @@ from pylayers.errors import (
 from pylayers.oci.digest import hex_of
 from pylayers.record import record, replace, to_mapping
 from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
-from pylayers.store.file import sync_path
+from pylayers.store.file import remove_tree, sync_path
 
 MAKING = ".making-"
 REMOVING = ".removing-"
@@ -323,7 +322,7 @@ class Catalog:
         """Delete a hidden directory; safe to repeat and to be interrupted."""
         if self._discard is not None:
             self._discard(directory)
-        delete_tree(directory)
+        remove_tree(directory)
 
     def _recover(self) -> None:
         """Drop leftovers and stale pointers; a directory whose maker or remover still lives is left alone."""
@@ -385,12 +384,6 @@ def explain_version(root: Path) -> str:
         f"the snapshots in {root} were written by another version of pylayers: "
         f"format {text[:40]!r}, this one knows {FORMAT_VERSION}"
     )
-
-
-def delete_tree(directory: Path) -> None:
-    """Delete a directory tree; what somebody else deletes meanwhile is no error."""
-
-    clear.remove_tree(os.fsencode(directory))
 
 
 def _claim(directory: Path, wait: bool = True) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, PylayersError, Unsupported
 from pylayers.snapshot import mapper
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import DefaultSnapshotter, open_mounted, translated
 from pylayers.snapshot.mount import mounted
@@ -26,6 +26,7 @@ from pylayers.snapshot.thinformat import choose_file_system
 from pylayers.snapshot.thinmount import DEVICE, TYPE, read_device, write_device
 from pylayers.snapshot.thinpool import SIZES, Pool
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_WHITEOUT, EntryTable
+from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import read_mount_table
 
 BLOCK_BYTES = 4096
@@ -230,7 +231,7 @@ def probe(directory: Path) -> Probe:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        delete_tree(scratch)
+        remove_tree(scratch)
 
 
 def _try_in(scratch: Path) -> Probe:

@@ -20,7 +20,7 @@ from pylayers._native import copyup, erofs, tardiff
 from pylayers.errors import DriverError, PylayersError
 from pylayers.oci.digest import digest_hex
 from pylayers.record import record
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.imagemount import open_image
 from pylayers.snapshot.layerimage import give_metadata, settle_table
@@ -29,7 +29,7 @@ from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
 from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, TableBuilder
-from pylayers.store.file import sync_path
+from pylayers.store.file import remove_tree, sync_path
 from pylayers.store.index import open_index, write_index
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
@@ -223,7 +223,7 @@ class Driver(StackSnapshotter):
         finally:
             if hidden.exists():
                 self._unlink(hidden / "link")
-                delete_tree(hidden)
+                remove_tree(hidden)
 
 
 def _layers(directory: Path) -> list[Path]:
@@ -308,7 +308,7 @@ def probe(directory: Path) -> Probe:
     except OSError as error:
         return Probe(False, _explain(f"{error.strerror or error} on an EROFS image inside {directory}"))
     finally:
-        delete_tree(scratch)
+        remove_tree(scratch)
 
 
 def _probe_in(scratch: Path) -> Probe:

@@ -16,7 +16,7 @@ from pylayers.diff.apply import WHITEOUT_USERXATTR, in_user_namespace
 from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import PylayersError
 from pylayers.record import replace
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import translated
 from pylayers.snapshot.fusemount import PROGRAM, TYPE, find_program, is_served
 from pylayers.snapshot.mount import mounted
@@ -24,6 +24,7 @@ from pylayers.snapshot.namedmark import PREFIX, convert_names
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.snapshot.upper import find_upper_changes
+from pylayers.store.file import remove_tree
 
 ENDING_TRIES = 100
 
@@ -99,4 +100,4 @@ def probe(directory: Path) -> Probe:
     except (PylayersError, OSError) as error:
         return Probe(False, f"{PROGRAM} inside {directory}: {error}")
     finally:
-        delete_tree(scratch)
+        remove_tree(scratch)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pylayers._native import walk
 from pylayers.diff.whiteout import OVERLAY_PREFIXES, convert_upper
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import Found, LowerStack, copy_metadata
 from pylayers.snapshot.mount import is_mounted_from
@@ -26,6 +26,7 @@ from pylayers.snapshot.projectquota import sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
+from pylayers.store.file import remove_tree
 from pylayers.store.row import Entry
 
 ROOT = "root"
@@ -63,7 +64,7 @@ class Driver(StackSnapshotter):
     def _seal(self, directory: Path) -> None:
         for unneeded in ("upper", "work", "merged"):
             if (directory / unneeded).exists():
-                delete_tree(directory / unneeded)
+                remove_tree(directory / unneeded)
 
     def _content(self, record: Record) -> Path:
         directory = self.catalog.directory(record)
@@ -118,13 +119,13 @@ class Driver(StackSnapshotter):
                 def ready(place: Path, found: Record) -> None:
                     self._refuse_mounted(place, found)
                     if (place / ROOT).exists():  # of a commit that was killed
-                        delete_tree(place / ROOT)
+                        remove_tree(place / ROOT)
                     os.rename(flat, place / ROOT)
 
                 self.catalog.commit(name, key, ready, self._seal)
             finally:
                 if flat.exists():
-                    delete_tree(flat)
+                    remove_tree(flat)
 
     def changes(self, key: str) -> Changes:
         """Return a snapshot's changes: by walking its upper, or its tree and its parent's once it is committed."""
@@ -240,7 +241,7 @@ def clear_place(entry: Entry, place: bytes) -> None:
     if merges and not entry.flags & FLAG_OPAQUE:
         return
     if stat.S_ISDIR(found.st_mode):
-        delete_tree(Path(os.fsdecode(place)))
+        remove_tree(Path(os.fsdecode(place)))
     else:
         os.unlink(place)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pylayers.diff.whiteout import is_whiteout
 from pylayers.errors import PylayersError
-from pylayers.snapshot.catalog import delete_tree
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Probe
 from pylayers.snapshot.stack import overlay_options
+from pylayers.store.file import remove_tree
 
 
 def try_overlay(directory: Path, *, linking: bool = False) -> Probe:
@@ -32,7 +32,7 @@ def try_overlay(directory: Path, *, linking: bool = False) -> Probe:
     except OSError as error:
         return Probe(False, f"{error.strerror or error} on an overlay inside {directory}")
     finally:
-        delete_tree(scratch)
+        remove_tree(scratch)
 
 
 def _try_in(scratch: Path, options: Sequence[str]) -> Probe:

@@ -13,8 +13,9 @@ from typing import Protocol, cast
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
 from pylayers.record import record
 from pylayers.snapshot.backing import refuse_backing
-from pylayers.snapshot.catalog import RECORD_FILE, delete_tree, explain_version
+from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
+from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import detach_below
 
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
@@ -239,7 +240,7 @@ def _probe_directory(root: Path) -> Iterator[Path]:
         yield scratch
     finally:
         with suppress(OSError):
-            delete_tree(scratch)
+            remove_tree(scratch)
         os.close(claim)
 
 
@@ -269,7 +270,7 @@ def _sweep_probes(above: Path) -> None:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             detach_below(above / name)
             with suppress(OSError):
-                delete_tree(above / name)
+                remove_tree(above / name)
         except BlockingIOError:
             continue
         finally:

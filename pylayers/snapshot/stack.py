@@ -17,14 +17,14 @@ from pylayers._native import walk
 from pylayers.diff.apply import WHITEOUT_APPLY, WHITEOUT_OVERLAY, apply_layer
 from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import DriverError
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
 from pylayers.snapshot.projectquota import limit_directories, release_project, sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
 from pylayers.snapshot.upper import find_upper_changes
 from pylayers.store.entry import FLAG_IMPLICIT, EntryTable
-from pylayers.store.file import sync_path
+from pylayers.store.file import remove_tree, sync_path
 from pylayers.store.layer import Layer
 
 OVERLAY_PARAMETERS = Path("/sys/module/overlay/parameters")
@@ -84,7 +84,7 @@ class StackSnapshotter(DefaultSnapshotter):
         (directory / "committed").touch(mode=0o600)
         for unneeded in ("work", "merged"):
             if (directory / unneeded).exists():
-                delete_tree(directory / unneeded)
+                remove_tree(directory / unneeded)
 
     def _content(self, record: Record) -> Path:
         return self.catalog.directory(record) / "diff"

@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 from pylayers._native import copyup
-from pylayers.snapshot.catalog import Record, delete_tree
+from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind
+from pylayers.store.file import remove_tree
 
 
 class Driver(DefaultSnapshotter):
@@ -82,4 +83,4 @@ def probe(directory: Path) -> Probe:
     except OSError as error:
         return Probe(False, f"copying a tree inside {directory} failed: {error}")
     finally:
-        delete_tree(scratch)
+        remove_tree(scratch)

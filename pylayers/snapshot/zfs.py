@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, NoSpace, PermissionDenied, PylayersError
 from pylayers.snapshot.backing import is_rootless
-from pylayers.snapshot.catalog import MAKING, REMOVING, Record, delete_tree
+from pylayers.snapshot.catalog import MAKING, REMOVING, Record
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import SECOND_NS, DefaultSnapshotter, translated
 from pylayers.snapshot.mount import mounted
@@ -37,6 +37,7 @@ from pylayers.snapshot.zfscommand import (
     run_zfs,
     uses_fuse,
 )
+from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import detach_below, read_mount_table, unescape
 
 LAYER = "@layer"
@@ -295,7 +296,7 @@ def probe(directory: Path) -> Probe:
         return Probe(False, f"zfs datasets for {directory}: {error}")
     finally:
         detach_below(scratch)
-        delete_tree(scratch)
+        remove_tree(scratch)
 
 
 def _try_in(scratch: Path) -> Probe:

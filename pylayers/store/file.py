@@ -92,18 +92,14 @@ def remove_file(path: Path, *, durable: bool = True) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a directory tree; what is already gone is no error."""
+    """Remove a file or a directory tree; what is gone already, or goes to another remover, is no error."""
+    from pylayers._native import clear  # by what removes something, and few processes do
+
     try:
-        if not stat.S_ISDIR(path.lstat().st_mode):
-            path.unlink()
-            return
-        with os.scandir(path) as entries:
-            children = [Path(entry.path) for entry in entries]
-        for child in children:
-            remove_tree(child)
-        path.rmdir()
-    except FileNotFoundError:
-        return
+        clear.remove_tree(os.fsencode(path))
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def allocated_bytes(path: Path) -> int:

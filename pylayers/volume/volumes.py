@@ -11,10 +11,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pylayers._native import clear
 from pylayers.errors import Conflict, IntegrityError, NotFound, translate_os_error
 from pylayers.record import field, record
-from pylayers.store.file import sync_path
+from pylayers.store.file import remove_tree, sync_path
 from pylayers.volume.parse import check_name
 
 RECORD = "volume.json"
@@ -151,7 +150,7 @@ class VolumeStore:
         try:
             (folder / RECORD).unlink(missing_ok=True)
             sync_path(folder)
-            clear.remove_tree(os.fsencode(folder))
+            remove_tree(folder)
         except OSError as error:
             raise translate_os_error(error, f"remove volume {volume.name}") from error
 
