@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,18 @@ def loop_file_system(kind: str, directory: Path, size_bytes: int = 0) -> Iterato
     try:
         yield point
     finally:
-        subprocess.run(["umount", str(point)], check=True, capture_output=True)
+        unmount(point)
         image.unlink()
+
+
+def unmount(point: Path) -> None:
+    """Unmount a file system; a monitor that has told its container's end may hold its log there for a moment."""
+    for left in range(100, -1, -1):
+        done = subprocess.run(["umount", str(point)], capture_output=True, text=True)
+        if done.returncode == 0 or "busy" not in done.stderr or not left:
+            break
+        time.sleep(0.05)
+    done.check_returncode()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,7 +19,7 @@ from pylayers.engine import Engine
 from pylayers.engine.container import ContainerOptions
 from pylayers.engine.reap import SWEPT
 from pylayers.errors import NotFound
-from tests.conformance.conftest import loop_file_system
+from tests.conformance.conftest import loop_file_system, unmount
 from tests.e2e.build_case import open_with_busybox, tar_busybox
 
 pytestmark = [
@@ -131,5 +131,5 @@ def remount(point: Path) -> None:
         if fields[4] == str(point)
     ]
     image = Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().strip()
-    subprocess.run(["umount", str(point)], check=True)
+    unmount(point)
     subprocess.run(["mount", "-o", "loop", image, str(point)], check=True)
