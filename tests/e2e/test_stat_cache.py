@@ -199,6 +199,7 @@ def test_edits_within_the_clock_tick_of_a_walk_are_found(engine: Engine, coarse_
     for text in both:  # both are on record, so that a COPY takes but a millisecond
         path.write_bytes(text)
         engine.build(coarse_tree.parent)
+    on_ramfs = os.path.ismount(coarse_tree.parent)
     same_stamps = 0
     with path.open("r+b", buffering=0) as file:
 
@@ -207,15 +208,18 @@ def test_edits_within_the_clock_tick_of_a_walk_are_found(engine: Engine, coarse_
                 os.pwrite(file.fileno(), both[isinstance(event, StepFinished)], 0)
                 stamps.append(os.fstat(file.fileno()).st_ctime_ns)
 
-        for _ in range(60):
+        for number in range(600):
+            if number >= 60 and (same_stamps or not on_ramfs):
+                break
             stamps: list[int] = []
             built = engine.build(coarse_tree.parent, subscriber=edit)
             assert content(engine, built, "tree/a") == both[0]
             same_stamps += stamps[0] == stamps[1]
             assert content(engine, engine.build(coarse_tree.parent), "tree/a") == both[1]
-    on_ramfs = os.path.ismount(coarse_tree.parent)
-    assert same_stamps > 0 or not on_ramfs, "no round met the case that this is about"
     assert engine.system.check() == []
+    if on_ramfs and not same_stamps:
+        # Since Linux 6.13 a fine stamp that any file system gives moves the coarse clock of all.
+        pytest.skip("in 600 rounds no two edits got the same time from this kernel's clock")
 
 
 def test_edits_with_the_mtime_put_back_are_found(engine: Engine, coarse_tree: Path) -> None:
