@@ -149,7 +149,6 @@ def choose_capabilities(isolation: Isolation, *, device_rules: bool = True) -> l
         if "CAP_MKNOD" in added:
             raise ContainerError("--cap-add MKNOD: this runtime cannot keep rules for devices on this machine")
         dropped.add("CAP_MKNOD")
-        every.remove("CAP_MKNOD") if "CAP_MKNOD" in every else None
     chosen = set(DEFAULT_CAPABILITIES)
     if "ALL" in added:
         chosen.update(every)

@@ -211,6 +211,7 @@ def _check_started(directory: Path, reports: _Reports) -> int:
             reason = ""
         raise ContainerError(f"the container's monitor ended before it started anything: {reason or 'no reason given'}")
     if "error" in report:
+        reports.next()  # until it has left, as it may be our child
         raise ContainerError(report["error"], hint=report.get("hint"), exit_code=int(report["exit_code"]))
     return int(report["monitor"])
 
