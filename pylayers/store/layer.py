@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pylayers.record import record
 from pylayers.store.entry import Buffer, EntryTable
+from pylayers.store.splice import Base, fill_hole
 
 
 @record
@@ -18,7 +19,14 @@ class Layer:
     tar_path: Path
     table: EntryTable
     chunks: Buffer = b""  # packed chunk records (chunking.manifest); empty until the layer was chunked
+    base: Base | None = None  # what holds the tar's beginning, where layer.tar has a hole (see store/splice.py)
+
+    def make_whole(self) -> Path:
+        """Fill the hole of a spliced layer's tar, and return its path. Raises NoSpace."""
+        if self.base is not None:
+            fill_hole(self.tar_path, self.base)
+        return self.tar_path
 
     def open_tar(self) -> int:
-        """Open layer.tar for reading; the caller closes the descriptor."""
-        return os.open(self.tar_path, os.O_RDONLY | os.O_CLOEXEC)
+        """Open layer.tar, made whole, for reading; the caller closes the descriptor."""
+        return os.open(self.make_whole(), os.O_RDONLY | os.O_CLOEXEC)

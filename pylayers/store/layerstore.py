@@ -1,4 +1,7 @@
-"""Layers: image/layers/sha256/<hex of diff_id>/{layer.tar,layer.idx}, made whole in tmp/ and renamed into place."""
+"""Layers: image/layers/sha256/<hex of diff_id>/{layer.tar,layer.idx}, made complete in tmp/ and renamed into place.
+
+`layer.states` may lie beside them (store/state.py), and `base-<n>.tar` (store/splice.py).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
 from pylayers.store.file import fresh_name, remove_tree, sync_path, translates, translating
 from pylayers.store.index import CHECK_HINT, CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
 from pylayers.store.layer import Layer
+from pylayers.store.splice import look_for_base, read_range, share_beginning
+from pylayers.store.state import STATES_NAME, pack_states, read_states
 
 if TYPE_CHECKING:
     from pylayers.store.lease import Lease
@@ -39,13 +44,34 @@ class LayerWriter:
         # An empty read-write file on the store's file system; the writer closes it.
         self.fd = os.open(scratch / TAR_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
+    @translates("share a layer's bytes")
+    def share(self, earlier: Layer, end_bytes: int) -> bool:
+        """Let the tar begin with another's first bytes (a page or more); False where that can't be.
+
+        What is written to `fd` begins at end_bytes, rounded down to a page. Raises InvalidInput for an earlier layer
+        that does not hold them in one file, NotFound when it is gone.
+        """
+        base = earlier.base
+        if base is not None and base.end_bytes < end_bytes:
+            raise InvalidInput(f"layer {earlier.diff_id} has a base of {base.end_bytes} bytes, not {end_bytes}")
+        path = earlier.tar_path if base is None else base.path
+        return share_beginning(path, self.fd, self.scratch, end_bytes)
+
     def commit(
-        self, records: Buffer, heap: Buffer, size_bytes: int, diff_id: str, *, chunks: Buffer = b""
+        self,
+        records: Buffer,
+        heap: Buffer,
+        size_bytes: int,
+        diff_id: str,
+        *,
+        chunks: Buffer = b"",
+        states: Buffer = b"",
     ) -> Layer:
         """Write layer.idx, make both files durable and the layer visible; an equal layer that is there wins.
 
-        diff_id is believed: it was computed while the tar was written (LayerStore.verify hashes again). Raises
-        IntegrityError when the file's size isn't size_bytes, NoSpace with nothing left behind.
+        states are those of the tar's sha256. diff_id is believed: it was computed while the tar was written
+        (LayerStore.verify hashes again). Raises IntegrityError when the file's size isn't size_bytes, NoSpace with
+        nothing left behind.
         """
         if self.fd < 0:
             raise InvalidInput("a layer can be committed once")
@@ -60,6 +86,9 @@ class LayerWriter:
                 _write_synced_index(
                     self.scratch / INDEX_NAME, records, heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex
                 )
+            if states:
+                # Not synced: a torn one is found out by its checksum, and then not used.
+                (self.scratch / STATES_NAME).write_bytes(pack_states(states, diff_hex))
             sync_path(self.scratch)
             layer = self._store._adopt(self.scratch, diff_id, self._lease)
         self.drop()
@@ -145,15 +174,16 @@ class LayerStore:
     @translates("open a layer")
     def open(self, diff_id: str) -> Layer:
         """Open a layer without reading it through. Raises NotFound, IntegrityError when its files disagree."""
-        index, size_bytes = self._look(diff_id, again=True)
-        self._compare(diff_id, index, size_bytes)
-        return Layer(diff_id, size_bytes, self.path(diff_id) / TAR_NAME, index.table, index.chunks)
+        index, found = self._look(diff_id, again=True)
+        self._compare(diff_id, index, found.st_size)
+        path = self.path(diff_id) / TAR_NAME
+        return Layer(diff_id, found.st_size, path, index.table, index.chunks, look_for_base(path, found))
 
-    def _look(self, diff_id: str, *, again: bool) -> tuple[LayerIndex, int]:
-        """Open a layer's index and tell its tar's size."""
+    def _look(self, diff_id: str, *, again: bool) -> tuple[LayerIndex, os.stat_result]:
+        """Open a layer's index and look at its tar."""
         directory = self.path(diff_id)
         try:
-            return open_index(directory / INDEX_NAME), (directory / TAR_NAME).stat().st_size
+            return open_index(directory / INDEX_NAME), (directory / TAR_NAME).stat()
         except FileNotFoundError as error:
             if not directory.is_dir():
                 raise NotFound(f"layer {diff_id} is not stored") from None
@@ -177,6 +207,11 @@ class LayerStore:
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None
 
+    @translates("read a layer's hash states")
+    def read_states(self, diff_id: str) -> bytes | None:
+        """Return the states of a tar's sha256 after every 4 MiB, where they were kept and are sound."""
+        return read_states(self.path(diff_id) / STATES_NAME, digest_hex(diff_id))
+
     def verify(self, diff_id: str) -> None:
         """Read the whole layer: hash the tar, check the index's checksum and rows. Raises IntegrityError."""
         self.verify_tar(diff_id)
@@ -187,13 +222,17 @@ class LayerStore:
         """Hash layer.tar and compare it with the diff_id. Raises IntegrityError, NotFound."""
         import hashlib
 
+        hasher = hashlib.sha256()
         try:
-            with (self.path(diff_id) / TAR_NAME).open("rb") as tar:
-                found = f"sha256:{hashlib.file_digest(tar, 'sha256').hexdigest()}"
+            path = self.path(diff_id) / TAR_NAME
+            found = path.stat()
+            for piece in read_range(path, look_for_base(path, found), 0, found.st_size):
+                hasher.update(piece)
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None
-        if found != diff_id:
-            raise IntegrityError(f"layer {diff_id}: layer.tar's digest is {found}", hint=CHECK_HINT)
+        digest = f"sha256:{hasher.hexdigest()}"
+        if digest != diff_id:
+            raise IntegrityError(f"layer {diff_id}: layer.tar's digest is {digest}", hint=CHECK_HINT)
 
     @translates("verify a layer")
     def verify_index(self, diff_id: str) -> None:

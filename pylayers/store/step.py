@@ -90,9 +90,9 @@ class Steps:
         found = self._load("WHERE key=?", (key,))
         return found[0] if found else None
 
-    def candidates(self, partial_key: str) -> list[StepRecord]:
+    def candidates(self, partial_key: str, limit: int = -1) -> list[StepRecord]:
         """Return the steps that differ from a key in their inputs' content only, latest use first."""
-        return self._load("WHERE partial_key=? ORDER BY last_used_ns DESC, key", (partial_key,))
+        return self._load("WHERE partial_key=? ORDER BY last_used_ns DESC, key LIMIT ?", (partial_key, limit))
 
     def of_kind(self, kind: str) -> list[StepRecord]:
         """Return the steps of one kind, latest made or used first; looks at every row."""

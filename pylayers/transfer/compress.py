@@ -51,7 +51,7 @@ def compress_layer(store: Store, diff_id: str, compression: str, level: int | No
     layer = store.layers.open(diff_id)
     target = store.scratch("packed")
     try:
-        with layer.tar_path.open("rb", buffering=0) as stream, target.open("wb", buffering=0) as out:
+        with layer.make_whole().open("rb", buffering=0) as stream, target.open("wb", buffering=0) as out:
             made = compress_file(stream.fileno(), lambda piece: write_all(out.fileno(), piece), compression, level)
     except OSError as error:
         raise translate_os_error(error, "compress a layer") from error
