@@ -28,6 +28,7 @@ cdef struct table_t:
     entry_t* records
     const source_t* sources
     uint64_t count
+    uint64_t first_row        # rows below it lie in the tar already: their sources and sizes are not looked at
     const uint8_t* heap
     uint64_t heap_length
     uint64_t align_bytes
@@ -197,7 +198,7 @@ cdef inline const char* find_fault(const table_t* table, uint64_t row) noexcept 
         if record.rdev_major > SMALL_LIMIT or record.rdev_minor > SMALL_LIMIT:
             return b"its device number is larger than ustar can say"
     elif kind == S_IFREG:
-        if is_data(record) and find_data_fault(table, row) != NULL:
+        if row >= table.first_row and is_data(record) and find_data_fault(table, row) != NULL:
             return find_data_fault(table, row)
     elif kind != S_IFDIR and kind != S_IFLNK and kind != S_IFIFO:
         return b"its file type is unknown"

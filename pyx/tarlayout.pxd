@@ -255,7 +255,9 @@ cdef inline int pour_row(job_t* job, uint64_t row) noexcept nogil:
 cdef inline void* read_stage(void* given) noexcept nogil:
     cdef job_t* job = <job_t*>given
     cdef uint64_t row
-    for row in range(job.table.count):
+    if pour_bytes(job, job.lead, job.lead_length):
+        return NULL
+    for row in range(job.table.first_row, job.table.count):
         if pour_row(job, row):
             break
     else:

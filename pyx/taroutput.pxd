@@ -84,7 +84,7 @@ cdef inline void* write_stage(void* given) noexcept nogil:
         while at < length:
             run = measure_run(job, first, at, length, &kept)
             if not kept and write_run(
-                job, job.base + first * SLOT_BYTES + at, run, <int64_t>(done * SLOT_BYTES + at)
+                job, job.base + first * SLOT_BYTES + at, run, <int64_t>(job.start_bytes + done * SLOT_BYTES + at)
             ):
                 return NULL
             at += run
@@ -93,7 +93,8 @@ cdef inline void* write_stage(void* given) noexcept nogil:
             # A hint whose result does not matter: the disk starts early, so that the caller's fsync finds little left.
             at = FLUSH_SLOTS * SLOT_BYTES
             sync_file_range(
-                job.out_fd, <int64_t>((done // FLUSH_SLOTS - 1) * at), <int64_t>at, SYNC_FILE_RANGE_WRITE
+                job.out_fd, <int64_t>(job.start_bytes + (done // FLUSH_SLOTS - 1) * at), <int64_t>at,
+                SYNC_FILE_RANGE_WRITE,
             )
     leave_direct(job)
     return NULL

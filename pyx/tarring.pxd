@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The ring that carries the tar from its one reader to its three consumers (inline-only).
 
-Slots in order are the tar's bytes, each but the last of them full. Everything under the lock is counters; no function
-here is called with the GIL held.
+Slots in order are the tar's bytes from start_bytes on, each but the last of them full. Everything under the lock is
+counters; no function here is called with the GIL held.
 """
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -43,6 +43,9 @@ cdef enum:
 
 cdef struct job_t:
     table_t table
+    uint64_t start_bytes      # where the first slot lies in the tar; whole pages
+    const uint8_t* lead       # what lies between there and the first row's headers
+    size_t lead_length
     int out_fd
     bint direct               # the writer's own: large writes pass the page cache by
     bint is_direct            # the writer's own: the descriptor does now

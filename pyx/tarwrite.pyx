@@ -70,11 +70,11 @@ cdef void start_thread(pthread_t* thread, void* (*stage)(void*) noexcept nogil, 
     pthread_sigmask(SIG_SETMASK, &before, NULL)
 
 cdef void finish_links(table_t* table) noexcept nogil:
-    """Give each hard-link row its target's data offset and hash."""
+    """Give each hard-link row that was written its target's data offset and hash."""
     cdef uint64_t row
     cdef entry_t* record
     cdef const entry_t* target
-    for row in range(table.count):
+    for row in range(table.first_row, table.count):
         record = &table.records[row]
         if record.flags & FLAG_WHITEOUT or not record.flags & FLAG_HARDLINK:
             continue
@@ -162,7 +162,8 @@ cdef class _Pipeline:
                 if not in_heap(table, table.records[row].path_offset, table.records[row].path_length):
                     break
                 fault = find_fault(table, row)
-                total += table.records[row].size_bytes if is_data(&table.records[row]) else 0
+                if row >= table.first_row and is_data(&table.records[row]):
+                    total += table.records[row].size_bytes
                 if fault != NULL or total >> 61:
                     break
             else:
@@ -174,8 +175,23 @@ cdef class _Pipeline:
             raise ValueError(f"row {row}: its path lies outside the heap")
         raise ValueError(f"{self.path_of(row, False)!r}: {(fault if fault != NULL else b'too much data').decode()}")
 
+    cdef int set_start(self, first_row, start_bytes, bytes lead) except -1:
+        """Begin at a row, whose headers come after `lead`, which begins at start_bytes of the tar."""
+        cdef job_t* job = &self.job
+        if not 0 <= start_bytes < 1 << 61 or start_bytes % PAGE:
+            raise ValueError(f"start_bytes must be a multiple of {PAGE}")
+        if not 0 <= first_row <= self.records.len // <Py_ssize_t>sizeof(entry_t):
+            raise ValueError("first_row lies beyond the table")
+        if len(lead) >= PAGE or len(lead) % BLOCK:
+            raise ValueError(f"lead must be whole blocks of {BLOCK} bytes, less than {PAGE} in all")
+        job.table.first_row = job.laid_rows = first_row
+        job.start_bytes = job.position = start_bytes
+        job.lead = <const uint8_t*>PyBytes_AS_STRING(lead)
+        job.lead_length = <size_t>PyBytes_GET_SIZE(lead)
+        return 0
+
     cdef int hash_tar(self, object digest) except -1:
-        """Feed the whole tar to digest, slot by slot, until the reader is done or a stage has stopped."""
+        """Feed the tar to digest, slot by slot, until the reader is done or a stage has stopped."""
         cdef uint64_t done = 0, filled, first, upto
         update = digest.update
         while True:
@@ -200,7 +216,7 @@ cdef class _Pipeline:
 
     cdef int hash_files(self) except -1:
         """Hash the files that lie in each slot; one that spans slots keeps its hasher between them."""
-        cdef uint64_t done = 0, row = 0, begin, end, start, stop_at, shift
+        cdef uint64_t done = 0, row = self.job.table.first_row, begin, end, start, stop_at, shift
         cdef entry_t* record
         hasher = None
         while True:
@@ -208,7 +224,7 @@ cdef class _Pipeline:
                 end = await_filled(&self.job, STAGE_BLAKE3, done)
             if end == done:
                 return 0
-            begin = done * SLOT_BYTES
+            begin = self.job.start_bytes + done * SLOT_BYTES
             end = begin + self.job.length[done % SLOTS]
             shift = begin - (done % SLOTS) * SLOT_BYTES
             while row < self.job.rows[done % SLOTS]:
@@ -281,8 +297,13 @@ def write(
     align_from_bytes=65536,
     direct_from_bytes=DIRECT_NEVER,
     clone_from_bytes=CLONE_NEVER,
+    first_row=0,
+    start_bytes=0,
+    bytes lead not None=b"",
 ):
-    """Write the canonical tar of a sorted table to out_fd, from its offset 0; return (size_bytes, sha256 digest).
+    """Write the canonical tar of a sorted table to out_fd; return (size_bytes, sha256 digest).
+
+    From first_row on: the rows before it are in the tar, of which out_fd gets what begins at start_bytes, `lead` first.
 
     heap, sources and records are borrowed for the call; records gets header_offset, data_offset, blake3 and
     FLAG_HASHED, and its contents are undefined after an error. From direct_from_bytes of data on, the tar is written
@@ -293,6 +314,7 @@ def write(
     cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
         raise ValueError("align_bytes must be a multiple of 512 up to 65536, align_from_bytes not negative")
+    pipeline.set_start(first_row, start_bytes, lead)
     pipeline.check(align_bytes, align_from_bytes, direct_from_bytes)
     pipeline.job.out_fd = out_fd
     if clone_from_bytes != CLONE_NEVER:

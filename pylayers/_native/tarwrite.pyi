@@ -19,8 +19,11 @@ def write(
     align_from_bytes: int = 65536,
     direct_from_bytes: int = 9223372036854775807,
     clone_from_bytes: int = 9223372036854775807,
+    first_row: int = 0,
+    start_bytes: int = 0,
+    lead: bytes = b"",
 ) -> tuple[int, bytes]:
-    """Write the canonical tar of a sorted table to out_fd (from its offset 0); return (size_bytes, its sha256 digest).
+    """Write the canonical tar of a sorted table to out_fd (at its own offsets); return (size_bytes, its sha256 digest).
 
     sources is one packed source record per row (see store/entry.py: fd i32, kind u32, offset u64, length u64); only
     regular files that are no hard links have one, and `length` counts for SOURCE_PATH alone. SOURCE_PATH opens
@@ -34,6 +37,12 @@ def write(
     file system can (FICLONERANGE), and not written; the ring still carries them to the hashers. They are read back from
     out_fd when the source's ctime could not tell of a write (younger than a second, or not on btrfs or xfs); otherwise
     from the source, and another ctime afterwards is SourceChanged. out_fd is opened anew through /proc for it.
+    Rows below first_row are laid already: their offsets and hashes are set, they keep them, and their sources are
+    neither checked nor opened (a hard link after them may name one). Then the tar is written from start_bytes on, a
+    multiple of 4096: first `lead`, the tar's bytes [start_bytes, first_row's headers), less than 4096; what out_fd
+    holds before is left alone, and size_bytes is the whole tar's. The hasher that sha256() returns must have taken
+    those start_bytes bytes; direct_from_bytes counts what is written. That the rows below do lie there is the caller's
+    word: nothing of the tar is read back.
     Reading, sha256, BLAKE3 and writing overlap on threads of their own, all ended when it returns or raises; each
     source byte is read once; the GIL is released around all but the hashers' calls. Memory: a ring of 16 MiB.
     Write-back is started early but not waited for: the caller's fsync makes it durable.

@@ -20,6 +20,7 @@ from pylayers.engine import Engine
 from pylayers.snapshot.extent import exclusive_bytes
 from pylayers.store.entry import SOURCE_HEAP, SOURCE_PATH, SOURCE_RANGE
 from tests.oracle.canonical import Given, Item, check_against_oracle, make_table
+from tests.oracle.resume import check_resumed
 
 pytestmark = pytest.mark.root
 FILE = stat.S_IFREG | 0o644
@@ -67,6 +68,26 @@ class TestSharing:
             check_against_oracle(given, tar, 4096, 4096, direct_from, clone_from=4096)
             os.sync()
             assert exclusive_bytes(str(tar)) <= tar.stat().st_size + BLOCK_BYTES - whole_blocks(given, BLOCK_BYTES)
+            given.close()
+
+    @pytest.mark.parametrize("settled", [False, True])
+    @pytest.mark.parametrize("direct_from", [0, 1 << 62])
+    def test_a_tar_that_goes_on_from_a_row(self, ground: Path, settled: bool, direct_from: int) -> None:
+        """Clones lie at the whole tar's offsets, whatever slot of the ring their copies pass through."""
+        draw = random.Random(direct_from + settled + 7)
+        made = [
+            make_table(draw_items(draw, (SOURCE_PATH, SOURCE_RANGE, SOURCE_HEAP)), ground / f"source{number}", 4096)
+            for number in range(10)
+        ]
+        if settled:
+            settle()
+        for number, given in enumerate(made):
+            (ground / f"{number}").mkdir()
+            first_row = draw.randrange(len(given.items))
+            tar = check_resumed(given, first_row, ground / f"{number}", 4096, 4096, direct_from, clone_from=4096)
+            os.sync()
+            later = Given(given.table, given.sources, given.items[first_row:], [])
+            assert exclusive_bytes(str(tar)) <= tar.stat().st_size + BLOCK_BYTES - whole_blocks(later, BLOCK_BYTES)
             given.close()
 
     def test_no_data_block_is_written(self, ground: Path) -> None:

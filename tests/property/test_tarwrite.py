@@ -21,6 +21,7 @@ from pylayers.store.entry import (
     path_key,
 )
 from tests.oracle.canonical import Item, check_against_oracle, make_table
+from tests.oracle.resume import check_resumed
 
 names = st.one_of(
     st.sampled_from([b"a", b"b", b"c-", b"c", b"\xff", "é".encode(), b".hidden", b"...", b"-"]),
@@ -93,5 +94,17 @@ def test_bytes_equal_the_oracles(table: list[Item], align: int, align_from: int)
         made = make_table(table, Path(folder) / "source")
         try:
             check_against_oracle(made, Path(folder) / "tar", align, align_from)
+        finally:
+            made.close()
+
+
+@settings(deadline=None, max_examples=150)
+@given(items(), st.integers(0, 8), st.sampled_from([512, 4096, 65536]), st.sampled_from([0, 1, 4096, 65536]))
+def test_a_tar_goes_on_from_any_row(table: list[Item], row: int, align: int, align_from: int) -> None:
+    """The same bytes from there on, the same size, records and digest; the rows before have no sources any more."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_table(table, Path(folder) / "source")
+        try:
+            check_resumed(made, min(row, len(table)), Path(folder), align, align_from)
         finally:
             made.close()

@@ -1,0 +1,59 @@
+"""SHA-256 with and without states kept, per kernel, beside hashlib's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pylayers._native import sha256
+
+SIZE_BYTES = int(os.environ.get("PYLAYERS_BENCH_BYTES", str(16 << 20)))
+EVERY_BYTES = 4 << 20
+PIECES = (512, 4 << 10, 1 << 20)  # the last is a slot of tarwrite's ring
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "hashlib": hashlib.sha256,
+    **{kernel: lambda kernel=kernel: sha256.Sha256(0, kernel) for kernel in sha256.kernels()},
+    "states": lambda: sha256.Sha256(EVERY_BYTES),
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return random.Random(1).randbytes(SIZE_BYTES)
+
+
+def hash_pieces(make: Callable[[], Any], data: bytes, piece_bytes: int) -> bytes:
+    hasher = make()
+    view = memoryview(data)
+    for at in range(0, len(data), piece_bytes):
+        hasher.update(view[at : at + piece_bytes])
+    digest: bytes = hasher.digest()
+    return digest
+
+
+@pytest.mark.parametrize("piece_bytes", PIECES)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_sha256(benchmark: Any, data: bytes, maker: str, piece_bytes: int) -> None:
+    benchmark.extra_info["bytes"] = len(data)
+    assert benchmark(hash_pieces, MAKERS[maker], data, piece_bytes) == hashlib.sha256(data).digest()
+
+
+def test_resume(benchmark: Any, data: bytes) -> None:
+    """What follows the last state but one of an input whose beginning is known."""
+    hasher = sha256.Sha256(EVERY_BYTES)
+    hasher.update(data)
+    states = hasher.states[:-32]
+    rest = memoryview(data)[len(states) // 32 * EVERY_BYTES :]
+
+    def resume() -> bytes:
+        resumed = sha256.Sha256.resume(states, EVERY_BYTES)
+        resumed.update(rest)
+        return resumed.digest()
+
+    assert benchmark(resume) == hashlib.sha256(data).digest()
