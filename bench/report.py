@@ -24,6 +24,7 @@ TITLES = {
     "unchanged": "unchanged rebuild, process",
     "library": "unchanged rebuild, library call",
     "changed": "one file changed, process",
+    "first": "the first file changed, process",
 }
 
 

@@ -19,6 +19,7 @@ BIG_FILE_COUNT = 4
 MODULE_FILE_COUNT = 36_000
 BASE_SUITE = "bookworm"
 CHANGED_NAME = "one-changed-file.txt"
+FIRST_NAME = "!changed-first.txt"  # before all others in a layer's order
 PYTHON_TORCH = "torch==2.13.0"
 PYTHON_PACKAGES = ("numpy", "scipy", "pandas", "scikit-learn", "sympy", "transformers")
 NODE_PACKAGES = (
@@ -51,6 +52,11 @@ class Source:
         """Return the file that the one-file-changed rebuild writes anew."""
         return self.directory / CHANGED_NAME
 
+    @property
+    def first_file(self) -> Path:
+        """Return the file whose change leaves nothing of a layer as it was: all that follows is hashed anew."""
+        return self.directory / FIRST_NAME
+
 
 def prepare_source(cache: Path, name: str, base: str) -> Source:
     """Return a source by name, making it when it is missing. Raises PrepareError."""
@@ -62,8 +68,9 @@ def prepare_source(cache: Path, name: str, base: str) -> Source:
     directory = place.resolve()
     if (directory / ".dockerignore").exists():
         raise PrepareError(f"{directory} has a .dockerignore, which would make the two builds incomparable")
-    if not (directory / CHANGED_NAME).exists():
-        (directory / CHANGED_NAME).write_text("0\n")
+    for changed in (CHANGED_NAME, FIRST_NAME):
+        if not (directory / changed).exists():
+            (directory / changed).write_text("0\n")
     dockerfile = cache / "dockerfile" / f"Dockerfile.{name}"
     dockerfile.parent.mkdir(parents=True, exist_ok=True)
     dockerfile.write_text(f"FROM {base}\nCOPY . /opt/{name}\n")

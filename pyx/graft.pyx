@@ -9,6 +9,7 @@ from entry cimport (
     FLAG_SPARSE,
     entry_t,
 )
+from tarsame cimport count_same_rows, side_t, take_place
 
 cdef extern from "sys/stat.h":
     enum:
@@ -254,3 +255,45 @@ def adopt_hashes(uint8_t[::1] records, size_t start, const uint8_t[::1] grafted,
             memcpy(into[row].blake3, made[row].blake3, 32)
             into[row].flags |= FLAG_HASHED
     return changed
+
+
+cdef int view_side(side_t* side, const uint8_t[::1] records, const uint8_t[::1] heap) except -1:
+    if records.shape[0] % sizeof(entry_t):
+        raise ValueError("records end inside a record")
+    side.count = records.shape[0] // sizeof(entry_t)
+    side.rows = <const entry_t*> &records[0] if side.count else NULL
+    side.heap_size = <uint64_t> heap.shape[0]
+    side.heap = &heap[0] if side.heap_size else NULL
+    return 0
+
+
+def count_same(
+    const uint8_t[::1] records, const uint8_t[::1] heap, const uint8_t[::1] old_records, const uint8_t[::1] old_heap,
+    uint64_t limit_bytes,
+):
+    """Count the leading rows that make the same bytes of a canonical tar as an earlier table's."""
+    cdef side_t fresh, old
+    cdef size_t count
+    memset(&fresh, 0, sizeof(side_t))
+    memset(&old, 0, sizeof(side_t))
+    view_side(&fresh, records, heap)
+    view_side(&old, old_records, old_heap)
+    with nogil:
+        count = count_same_rows(&fresh, &old, limit_bytes)
+    return count
+
+
+def take_places(uint8_t[::1] records, const uint8_t[::1] old_records, size_t count):
+    """Give the leading rows the offsets and hashes of the same rows of an earlier tar."""
+    cdef entry_t* into
+    cdef const entry_t* old
+    cdef size_t row
+    if count > <size_t> records.shape[0] // sizeof(entry_t) or count > <size_t> old_records.shape[0] // sizeof(entry_t):
+        raise ValueError("there are fewer rows")
+    if count == 0:
+        return
+    into = <entry_t*> &records[0]
+    old = <const entry_t*> &old_records[0]
+    with nogil:
+        for row in range(count):
+            take_place(&into[row], &old[row])

@@ -82,7 +82,10 @@ class BuildOptions:
 
 
 def read_request(context: Path | str, given: BuildRequest) -> BuildOptions:
-    """Return the options of a request. Raises InvalidInput."""
+    """Return the options of a request. Raises InvalidInput, and TypeError for a keyword that there is not."""
+    unknown = sorted(given.keys() - BuildRequest.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"build() got an unexpected keyword argument {unknown[0]!r}")
     cache_key, network = given.get("cache_key", "tree"), given.get("network", "default")
     if cache_key not in CACHE_KEYS:
         raise InvalidInput(f"cache key {cache_key!r} is neither 'tree' nor 'chain'")

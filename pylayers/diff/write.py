@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from blake3 import blake3
 
-from pylayers._native import tarwrite
+from pylayers._native import graft, sha256, tarwrite
+from pylayers.diff.resume import find_resumption
 from pylayers.errors import Conflict, InvalidInput, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.entry import Buffer
 from pylayers.store.layer import Layer
+from pylayers.store.state import EVERY_BYTES
 
 # Large layers pass the page cache by: see docs/decisions/0006.
 DIRECT_FROM_BYTES = 64 << 20
@@ -19,23 +22,44 @@ DIRECT_FROM_BYTES = 64 << 20
 CLONE_FROM_BYTES = 64 << 10
 
 
-def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer) -> Layer:
+def write_layer(
+    store: Store,
+    records: bytearray,
+    heap: Buffer,
+    sources: Buffer,
+    *,
+    known: Buffer = b"",
+    earlier: Sequence[Layer] = (),
+) -> Layer:
     """Write the canonical tar of a sorted table, with its index, in one pass over the sources.
 
-    Fills offsets and hashes in records. Nothing is stored unless all of it is. Raises Conflict when a source changes
-    while it is read, InvalidInput for rows that no tar can hold, NoSpace.
+    Of rows that begin one of the earlier layers (which somebody keeps from the collector) in the same way nothing is
+    read; `known` are the rows with the hashes that this is decided by. Fills offsets and hashes in records. Nothing is
+    stored unless all of it is. Raises Conflict when a source changes while it is read, InvalidInput for rows that no
+    tar can hold, NoSpace.
     """
+    resumption = find_resumption(store, known, heap, earlier) if earlier and sha256.is_fast() else None
     with store.layers.ingest() as writer:
+        if resumption is not None and not writer.share(resumption.earlier, resumption.end_bytes):
+            resumption = None
+        hasher = resumption.resume_hash() if resumption is not None else new_hasher()
+        first_row, start_bytes, lead = 0, 0, b""
+        if resumption is not None:
+            first_row, start_bytes, lead = resumption.first_row, resumption.start_bytes, resumption.read_lead()
+            graft.take_places(records, resumption.earlier.table.records, first_row)
         try:
             size_bytes, digest = tarwrite.write(
                 writer.fd,
                 records,
                 heap,
                 sources,
-                hashlib.sha256,
+                lambda: hasher,
                 blake3,
                 direct_from_bytes=DIRECT_FROM_BYTES,
                 clone_from_bytes=CLONE_FROM_BYTES,
+                first_row=first_row,
+                start_bytes=start_bytes,
+                lead=lead,
             )
         except tarwrite.SourceChanged as error:
             raise Conflict(
@@ -45,7 +69,13 @@ def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer)
             raise translate_os_error(error, "write layer") from error
         except ValueError as error:
             raise InvalidInput(f"cannot be stored in a layer: {error}") from error
-        return writer.commit(records, heap, size_bytes, digest_from_hex(digest.hex()))
+        states = hasher.states if isinstance(hasher, sha256.Sha256) else b""
+        return writer.commit(records, heap, size_bytes, digest_from_hex(digest.hex()), states=states)
+
+
+def new_hasher() -> object:
+    """Return a new sha256: ours, which keeps its states, where the processor has instructions for it."""
+    return sha256.Sha256(EVERY_BYTES) if sha256.is_fast() else hashlib.sha256()
 
 
 def show_name(name: object) -> str:

@@ -126,7 +126,7 @@ class SystemActions:
         used = {container.image_digest for container in self._engine.containers.list(everything=True)}
         layers = {diff_id for record in records for diff_id in record.diff_ids}
         kept = {diff_id for record in records if record.digest in used for diff_id in record.diff_ids}
-        sizes = {diff_id: store.layers.size_bytes(diff_id) for diff_id in layers}
+        sizes = {diff_id: store.layers.stored_bytes(diff_id) for diff_id in layers}
         active = sum(record.digest in used for record in records)
         free = sum(sizes[diff_id] for diff_id in layers - kept)
         total = sum(sizes.values())
@@ -167,7 +167,7 @@ class SystemActions:
         steps = list(store.metadata.steps.walk())
         in_images = {diff_id for record in store.metadata.images.walk() for diff_id in record.diff_ids}
         layers = {step.diff_id for step in steps if step.diff_id is not None and step.diff_id not in in_images}
-        size = sum(store.layers.size_bytes(diff_id) for diff_id in layers if store.layers.exists(diff_id))
+        size = sum(store.layers.stored_bytes(diff_id) for diff_id in layers if store.layers.exists(diff_id))
         size += sum(snapshots.values())
         caches = list(walk_caches(store.root))
         free = size + sum(cache.size_bytes for cache in caches if not cache.in_use)

@@ -44,7 +44,8 @@ def collect(store: Store, *, dry_run: bool, keep_cache: bool) -> Collected:
     chains = tuple(chain.chain_id for chain in metadata.chains.walk() if chain.chain_id not in reachable.chains)
     layers = tuple(diff_id for diff_id in store.layers.walk() if diff_id not in reachable.layers)
     blobs = tuple(blob.digest for blob in store.blobs.walk() if blob.digest not in reachable.blobs)
-    freed_bytes = sum(allocated_bytes(store.layers.path(diff_id)) for diff_id in layers)
+    seen: set[tuple[int, int]] = set()  # spliced layers have files in common
+    freed_bytes = sum(allocated_bytes(store.layers.path(diff_id), seen) for diff_id in layers)
     freed_bytes += sum(allocated_bytes(store.blobs.path(digest)) for digest in blobs)
     if not dry_run:
         metadata.chains.delete(chains)

@@ -102,15 +102,19 @@ def remove_tree(path: Path) -> None:
         raise
 
 
-def allocated_bytes(path: Path) -> int:
-    """Count the disk bytes of a file or a directory tree, as du does."""
+def allocated_bytes(path: Path, seen: set[tuple[int, int]] | None = None) -> int:
+    """Count the disk bytes of a file or a directory tree, as du does; `seen` gets its inodes, which count once."""
+    seen = set() if seen is None else seen
     try:
         found = path.lstat()
+        if (found.st_dev, found.st_ino) in seen:
+            return 0
+        seen.add((found.st_dev, found.st_ino))
         total = found.st_blocks * 512
         if stat.S_ISDIR(found.st_mode):
             with os.scandir(path) as entries:
                 children = [Path(entry.path) for entry in entries]
-            total += sum(allocated_bytes(child) for child in children)
+            total += sum(allocated_bytes(child, seen) for child in children)
     except FileNotFoundError:
         return 0
     return total

@@ -212,6 +212,17 @@ class LayerStore:
         """Return the states of a tar's sha256 after every 4 MiB, where they were kept and are sound."""
         return read_states(self.path(diff_id) / STATES_NAME, digest_hex(diff_id))
 
+    @translates("read a layer's size")
+    def stored_bytes(self, diff_id: str) -> int:
+        """Return how much of a layer's tar is in no other layer's file. Raises NotFound."""
+        path = self.path(diff_id) / TAR_NAME
+        try:
+            found = path.stat()
+            base = look_for_base(path, found)
+        except FileNotFoundError:
+            raise NotFound(f"layer {diff_id} is not stored") from None
+        return found.st_size - (base.start_bytes if base is not None else 0)
+
     def verify(self, diff_id: str) -> None:
         """Read the whole layer: hash the tar, check the index's checksum and rows. Raises IntegrityError."""
         self.verify_tar(diff_id)

@@ -80,12 +80,12 @@ def statuses(result: BuildResult) -> list[str]:
 
 def members(engine: Engine, result: BuildResult, layer: int = -1) -> dict[str, tarfile.TarInfo]:
     """Read one layer's tar with the standard library."""
-    with tarfile.open(engine.store.layers.open(result.diff_ids[layer]).tar_path) as tar:
+    with tarfile.open(engine.store.layers.open(result.diff_ids[layer]).make_whole()) as tar:
         return {member.name: member for member in tar.getmembers()}
 
 
 def content(engine: Engine, result: BuildResult, name: str, layer: int = -1) -> bytes:
-    with tarfile.open(engine.store.layers.open(result.diff_ids[layer]).tar_path) as tar:
+    with tarfile.open(engine.store.layers.open(result.diff_ids[layer]).make_whole()) as tar:
         stream = tar.extractfile(name)
         assert stream is not None
         return stream.read()

@@ -76,7 +76,7 @@ def test_a_local_cache_gives_back_what_it_got(tmp_path: Path) -> None:
     with Store.open(tmp_path / "root") as store:
         cache = LocalCache(store)
         assert cache.lookup("k") is None
-        assert not cache.expects("partial")
+        assert not cache.earlier("partial")
         step = CachedStep(digest(b"top"), 7, "chain", (digest(b"a"), digest(b"b")), {"options": ["x"]})
         cache.record("k", "partial", "copy", "COPY a /", step)
         found = cache.lookup("k")
@@ -84,7 +84,7 @@ def test_a_local_cache_gives_back_what_it_got(tmp_path: Path) -> None:
         assert found is not None
         assert found.diff_ids == (digest(b"a"), digest(b"b"), digest(b"top"))
         assert found.inputs == {"options": ["x"]}
-        assert cache.expects("partial")
+        assert cache.earlier("partial")
         cache.record("n", "", "run", "RUN true", CachedStep(None, 0))
         nothing = cache.lookup("n")
         assert nothing is not None

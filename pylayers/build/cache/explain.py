@@ -62,9 +62,9 @@ class WatchedCache:
             self.own.add(key)
         return found
 
-    def expects(self, partial_key: str) -> bool:
-        """Tell whether any step with this partial key was ever recorded."""
-        return self._cache.expects(partial_key)
+    def earlier(self, partial_key: str) -> Sequence[CachedStep]:
+        """Return the latest used of the steps that were recorded with this partial key."""
+        return self._cache.earlier(partial_key)
 
     def record(self, key: str, partial_key: str, kind: str, instruction: str, step: CachedStep) -> None:
         """Keep a step's result."""

@@ -10,6 +10,8 @@ from pylayers.record import field, record
 from pylayers.store import Store
 from pylayers.store.metadata import StepRecord
 
+LATEST = 4  # so many earlier steps of an instruction are looked at
+
 
 @record
 class CachedStep:
@@ -33,8 +35,8 @@ class BuildCache(Protocol):
     def lookup(self, key: str) -> CachedStep | None:
         """Return what a key led to."""
 
-    def expects(self, partial_key: str) -> bool:
-        """Tell whether any step with this partial key was ever recorded."""
+    def earlier(self, partial_key: str) -> Sequence[CachedStep]:
+        """Return the latest used of the steps that were recorded with this partial key."""
 
     def record(self, key: str, partial_key: str, kind: str, instruction: str, step: CachedStep) -> None:
         """Keep a step's result."""
@@ -52,13 +54,11 @@ class LocalCache:
     def lookup(self, key: str) -> CachedStep | None:
         """Return what a key led to; its layer may be collected until it is held, see BuildSession.reuse."""
         found = self._store.metadata.steps.get(key)
-        if found is None:
-            return None
-        return CachedStep(found.diff_id, found.size_bytes, found.chain_id, found.below, found.inputs)
+        return None if found is None else to_step(found)
 
-    def expects(self, partial_key: str) -> bool:
-        """Tell whether any step with this partial key was ever recorded."""
-        return bool(self._store.metadata.steps.candidates(partial_key))
+    def earlier(self, partial_key: str) -> Sequence[CachedStep]:
+        """Return the latest used of the steps that were recorded with this partial key."""
+        return [to_step(found) for found in self._store.metadata.steps.candidates(partial_key, LATEST)]
 
     def record(self, key: str, partial_key: str, kind: str, instruction: str, step: CachedStep) -> None:
         """Keep a step's result."""
@@ -82,3 +82,8 @@ class LocalCache:
     def touch(self, keys: Sequence[str]) -> None:
         """Note that steps were used; writes only what was last noted over an hour ago."""
         self._store.metadata.steps.touch(keys, time.time_ns())
+
+
+def to_step(found: StepRecord) -> CachedStep:
+    """Return a step as the build sees it."""
+    return CachedStep(found.diff_id, found.size_bytes, found.chain_id, found.below, found.inputs)

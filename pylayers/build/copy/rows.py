@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pylayers._native import tardiff
+from pylayers._native.graft import adopt_hashes
 from pylayers.build.source.local import GraftedRows
 from pylayers.build.source.selector import unhashed_rows
 from pylayers.record import field, record
@@ -72,6 +73,14 @@ class LayerRows:
     heap: bytearray
     sources: bytearray
     runs: list[Run] = field(default_factory=list)
+
+    def known_records(self) -> bytearray:
+        """Return the rows with the hashes that the walked trees know."""
+        known = bytearray(self.records)
+        for graft, first, here, length in self.runs:
+            if graft.rows.origin is not None:
+                adopt_hashes(known, here, graft.rows.origin.records, graft.rows.start + first, length)
+        return known
 
     def give_back_hashes(self) -> None:
         """Hand the hashes that tarwrite computed back to the walked trees."""

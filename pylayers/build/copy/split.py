@@ -103,10 +103,7 @@ def name_part(table: EntryTable) -> str:
 
 def adopt_known(rows: LayerRows) -> bytearray | None:
     """Return the rows with the hashes that their trees know; None where one of them is unknown."""
-    known = bytearray(rows.records)
-    for graft, first, here, length in rows.runs:
-        if graft.rows.origin is not None:
-            adopt_hashes(known, here, graft.rows.origin.records, graft.rows.start + first, length)
+    known = rows.known_records()
     for entry in EntryTable(known, rows.heap):
         if stat.S_ISREG(entry.mode) and entry.size_bytes and not entry.flags & (FLAG_HASHED | FLAG_HARDLINK):
             return None

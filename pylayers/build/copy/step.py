@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pylayers.build.base import open_local_context
@@ -13,13 +15,14 @@ from pylayers.build.session import BuildSession
 from pylayers.build.source.local import LocalSource
 from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
-from pylayers.errors import InvalidInput, SourceSpan
+from pylayers.errors import IntegrityError, InvalidInput, NotFound, SourceSpan
 from pylayers.record import replace
 
 if TYPE_CHECKING:
     from pylayers.build.copy.layout import SourceTree
     from pylayers.build.copy.rows import LayerRows
     from pylayers.build.source.pathfilter import PathFilter
+    from pylayers.store.layer import Layer
 
 MANY = 8  # so many matches of a wildcard are looked at for files to walk together
 
@@ -48,7 +51,7 @@ def copy_opened(
     partial = copy_partial_key(parent, destination.shown, instruction.sources, options)
     no_cache = session.options.no_cache
     # Without a step of this shape on record no content can hit: the hashes then come out of the one writing pass.
-    if not no_cache and (all_remembered(trees, owner) or session.cache.expects(partial)):
+    if not no_cache and (all_remembered(trees, owner) or session.cache.earlier(partial)):
         key = copy_key(partial, [(input_name(tree), tree.digest(owner)) for tree in trees])
         found = session.reuse(key)
         if found is not None:
@@ -60,9 +63,8 @@ def copy_opened(
     merged = session.trees.merged(state.diff_ids)
     made = CachedStep(None, 0)
     if trees:  # none where wildcards matched nothing
-        made = store_rows(
-            session, state, lay_out(merged, trees, destination, given, session.epoch_s, instruction.span)
-        )
+        rows = lay_out(merged, trees, destination, given, session.epoch_s, instruction.span)
+        made = store_rows(session, state, rows, () if no_cache else session.cache.earlier(partial))
     # Of what was written, which an edit since the look-up may have made something else than what was looked up.
     inputs = [(input_name(tree), tree.digest(owner)) for tree in trees]
     key = copy_key(partial, inputs)
@@ -71,8 +73,13 @@ def copy_opened(
     return made, StepStatus.BUILT
 
 
-def store_rows(session: BuildSession, state: StageState, rows: LayerRows) -> CachedStep:
-    """Write a layer and hand the hashes back to the trees that it came from."""
+def store_rows(
+    session: BuildSession, state: StageState, rows: LayerRows, earlier: Sequence[CachedStep] = ()
+) -> CachedStep:
+    """Write a layer and hand the hashes back to the trees that it came from.
+
+    What it has in common with layers that the same instruction made earlier is taken from them.
+    """
     from pylayers.diff.write import write_layer
 
     split = session.options.split_layers
@@ -80,9 +87,21 @@ def store_rows(session: BuildSession, state: StageState, rows: LayerRows) -> Cac
         from pylayers.build.copy.split import read_split_size, store_parts
 
         return store_parts(session, state, rows, read_split_size(split))
-    layer = write_layer(session.store, rows.records, rows.heap, rows.sources)
+    layers = open_layers(session, earlier)
+    known = rows.known_records() if layers else b""
+    layer = write_layer(session.store, rows.records, rows.heap, rows.sources, known=known, earlier=layers)
     rows.give_back_hashes()
     return session.made(state, layer.diff_id, layer.size_bytes)
+
+
+def open_layers(session: BuildSession, steps: Sequence[CachedStep]) -> list[Layer]:
+    """Open the layers that some steps made, kept from the collector; those that are gone are left out."""
+    layers = []
+    for diff_id in [step.diff_id for step in steps if step.diff_id is not None and not step.below]:
+        session.hold("layer", diff_id)
+        with contextlib.suppress(NotFound, IntegrityError):  # damaged: this build writes its own anyway
+            layers.append(session.store.layers.open(diff_id))
+    return layers
 
 
 def all_remembered(trees: list[SourceTree], owner: Ownership) -> bool:

@@ -1,0 +1,100 @@
+"""Write a layer on from where it differs from an earlier one: what was changed costs time, not what was not.
+
+The rows before the first that differs are the earlier tar's bytes. They are not read, hashed or written again: the
+hash goes on from a state kept beside the earlier layer, and the tar begins with the earlier one's bytes
+(store/splice.py). See docs/internals/spliced-layer.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pylayers._native import graft
+from pylayers.errors import IntegrityError
+from pylayers.record import record, replace
+from pylayers.store import Store
+from pylayers.store.entry import Buffer
+from pylayers.store.index import CHECK_HINT
+from pylayers.store.layer import Layer
+from pylayers.store.splice import PAGE_BYTES, read_range
+from pylayers.store.state import EVERY_BYTES, STATE_BYTES
+
+if TYPE_CHECKING:
+    from pylayers._native.sha256 import Sha256
+
+# Fewer bytes are written again: a tar in one piece is worth more.
+LEAST_BYTES = 16 << 20
+TRAILER_BYTES = 1024
+NO_LIMIT = (1 << 63) - 1
+
+
+@record
+class Resumption:
+    """Say from where on a tar has to be written: the rows before are `earlier`'s, as are the bytes [0, end_bytes)."""
+
+    earlier: Layer
+    first_row: int
+    end_bytes: int
+    states: bytes  # of the earlier tar's sha256, none beyond start_bytes
+
+    @property
+    def start_bytes(self) -> int:
+        """Return where the file that is written begins: the page in which end_bytes lies."""
+        return self.end_bytes // PAGE_BYTES * PAGE_BYTES
+
+    def read_lead(self) -> bytes:
+        """Return the bytes between start_bytes and end_bytes."""
+        return b"".join(bytes(piece) for piece in self._read(self.start_bytes, self.end_bytes))
+
+    def resume_hash(self) -> Sha256:
+        """Return the hasher that has taken the tar up to start_bytes."""
+        from pylayers._native.sha256 import Sha256
+
+        hasher = Sha256.resume(self.states, EVERY_BYTES) if self.states else Sha256(EVERY_BYTES)
+        for piece in self._read(len(self.states) // STATE_BYTES * EVERY_BYTES, self.start_bytes):
+            hasher.update(piece)
+        return hasher
+
+    def _read(self, at: int, end: int) -> Iterator[memoryview]:
+        for piece in read_range(self.earlier.tar_path, self.earlier.base, at, end):
+            at += len(piece)
+            yield piece
+        if at != end:
+            raise IntegrityError(f"layer {self.earlier.diff_id}: its tar ends too early", hint=CHECK_HINT)
+
+
+def find_resumption(store: Store, records: Buffer, heap: Buffer, earlier: Sequence[Layer]) -> Resumption | None:
+    """Return how a tar of these rows (with the hashes that are known) goes on from the best of some earlier layers.
+
+    None where too little is the same or no states were kept. An earlier layer that has a base itself is filled where
+    that copies less than to go on from its base's end would write.
+    """
+    found = [one for one in (compare(store, records, heap, layer) for layer in earlier) if one is not None]
+    if not found:
+        return None
+    best = max(found, key=lambda one: one.end_bytes)
+    base = best.earlier.base
+    if base is None or best.end_bytes <= base.end_bytes:
+        return best
+    if base.end_bytes <= best.end_bytes - base.end_bytes:
+        best.earlier.make_whole()
+        return replace(best, earlier=store.layers.open(best.earlier.diff_id))
+    return compare(store, records, heap, best.earlier, base.end_bytes)
+
+
+def compare(
+    store: Store, records: Buffer, heap: Buffer, earlier: Layer, limit_bytes: int = NO_LIMIT
+) -> Resumption | None:
+    """Return how a tar goes on from one earlier layer, within its first bytes."""
+    table = earlier.table
+    first_row = graft.count_same(records, heap, table.records, table.heap, limit_bytes)
+    end_bytes = table.entry(first_row).header_offset if first_row < len(table) else earlier.size_bytes - TRAILER_BYTES
+    if end_bytes < LEAST_BYTES:
+        return None
+    states = store.layers.read_states(earlier.diff_id)
+    start_bytes = end_bytes // PAGE_BYTES * PAGE_BYTES
+    length = start_bytes // EVERY_BYTES * STATE_BYTES
+    if states is None or len(states) < length:
+        return None
+    return Resumption(earlier, first_row, end_bytes, states[:length])

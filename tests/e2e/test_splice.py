@@ -1,0 +1,204 @@
+"""A COPY with a change goes on from the layer that it made before: the same bytes as if it were written whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pylayers._native import sha256
+from pylayers.build.event import BuildResult
+from pylayers.diff import resume, write
+from pylayers.engine import Engine
+from pylayers.store import Layer, state
+from tests.e2e.build_case import content, open_with_base, settle, statuses
+
+FILE_BYTES = 3 << 20
+pytestmark = pytest.mark.skipif(not sha256.is_fast(), reason="without SHA instructions no hash states are kept")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with open_with_base(tmp_path / "root") as opened:
+        yield opened
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    folder = tmp_path / "context"
+    for number in range(8):
+        path = folder / "t" / f"d{number}" / "large"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(os.urandom(FILE_BYTES + number))
+        (path.parent / "small").write_text(f"{number}\n")
+    os.link(folder / "t" / "d2" / "small", folder / "t" / "d7" / "linked")
+    (folder / "Dockerfile").write_text("FROM base\nCOPY t /opt/t\n")
+    settle(folder)
+    return folder
+
+
+def layer(engine: Engine, result: BuildResult) -> Layer:
+    return engine.store.layers.open(result.diff_ids[-1])
+
+
+def build(engine: Engine, context: Path) -> BuildResult:
+    """Build after a change, whose file the clock of the file system tells from the state before."""
+    time.sleep(0.06)
+    result = engine.build(context)
+    assert statuses(result)[-1] == "COPY built"
+    return result
+
+
+def check_whole(engine: Engine, context: Path, result: BuildResult) -> None:
+    """Compare with a build that uses nothing earlier, and read all of it again."""
+    assert engine.build(context, no_cache=True).diff_ids == result.diff_ids
+    engine.store.layers.verify(result.diff_ids[-1])
+    assert engine.store.check() == []
+
+
+def test_what_comes_before_the_change_is_stored_once(engine: Engine, context: Path) -> None:
+    first = engine.build(context)
+    (context / "t" / "d6" / "small").write_text("another\n")
+    second = build(engine, context)
+    made = layer(engine, second)
+    assert made.base is not None, "the tests' file system shares blocks: see tests/conformance/test_reflink.py"
+    assert made.base.path.samefile(layer(engine, first).tar_path)
+    assert made.base.end_bytes > 6 * FILE_BYTES
+    assert made.tar_path.stat().st_blocks * 512 < 2 * FILE_BYTES
+    check_whole(engine, context, second)
+    assert layer(engine, second).base is not None  # checking fills nothing
+    assert content(engine, second, "opt/t/d6/small") == b"another\n"
+    assert layer(engine, second).base is None
+    engine.store.layers.verify(second.diff_ids[-1])
+
+
+def test_the_earlier_image_can_be_removed(engine: Engine, context: Path) -> None:
+    first = engine.build(context)
+    (context / "t" / "d6" / "small").write_text("another\n")
+    time.sleep(0.06)
+    second = engine.build(context, references=["app"])
+    assert engine.images.remove([first.image_digest]).deleted
+    engine.system.prune()
+    assert not engine.store.layers.exists(first.diff_ids[-1])
+    assert layer(engine, second).base is not None
+    engine.store.layers.verify(second.diff_ids[-1])
+    assert content(engine, second, "opt/t/d0/small") == b"0\n"
+
+
+def edit(path: str, text: str) -> Callable[[Path], None]:
+    return lambda top: (top / path).write_text(text) and None
+
+
+def grow(top: Path) -> None:
+    with (top / "d5" / "large").open("ab") as file:
+        file.write(b"more")
+
+
+EDITS: tuple[tuple[str, Callable[[Path], None]], ...] = (
+    ("late", edit("d6/small", "a")),
+    ("later", edit("d7/small", "bb")),
+    ("the same again", edit("d7/small", "ccc" * 400)),
+    ("in the middle", edit("d3/small", "d")),
+    ("late again", edit("d7/small", "e")),
+    ("a size", grow),
+    ("a mode", lambda top: (top / "d4" / "large").chmod(0o600)),
+    ("a new file", edit("d1/added", "new")),
+    ("a removed file", lambda top: (top / "d1" / "small").unlink()),
+    ("the first", lambda top: (top / "d0").chmod(0o700)),
+    ("a linked file", edit("d2/small", "linked")),
+    ("the last is gone", lambda top: shutil.rmtree(top / "d7")),
+    ("one more at the end", edit("z", "end")),
+    ("a directory's mode", lambda top: (top / "d6").chmod(0o700)),
+)
+
+
+def test_any_edit_gives_the_bytes_of_a_whole_build(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small steps, so that every way is taken: a base of a base, rows written again, a tar that is filled first."""
+    monkeypatch.setattr(resume, "LEAST_BYTES", 8192)
+    for module in (state, resume, write):
+        monkeypatch.setattr(module, "EVERY_BYTES", 65536)
+    engine.build(context)
+    shared = []
+    for name, change in EDITS:
+        change(context / "t")
+        os.utime(context / "t", (1_600_000_000, 1_600_000_000))  # it comes first, and its time with it
+        result = build(engine, context)
+        shared.append((name, layer(engine, result).base is not None))
+        check_whole(engine, context, result)
+    assert [name for name, base in shared if not base] == ["the first"]
+
+
+def test_a_base_is_never_based_on_another(engine: Engine, context: Path) -> None:
+    first = engine.build(context)
+    (context / "t" / "d6" / "small").write_text("1\n")
+    second = build(engine, context)
+    (context / "t" / "d7" / "small").write_text("2\n")
+    third = build(engine, context)
+    base = layer(engine, third).base
+    assert base is not None
+    assert base.path.samefile(layer(engine, first).tar_path)  # less than the base was common beyond it
+    assert base.end_bytes == layer(engine, second).base.end_bytes  # type: ignore[union-attr]
+    check_whole(engine, context, third)
+
+
+def test_a_short_base_is_filled_when_much_more_is_common(engine: Engine, context: Path) -> None:
+    for number in range(8, 14):
+        (context / "t" / f"e{number}").write_bytes(os.urandom(FILE_BYTES))
+    engine.build(context)
+    (context / "t" / "d6" / "small").write_text("1\n")
+    second = build(engine, context)
+    assert layer(engine, second).base is not None
+    (context / "t" / "f").write_bytes(os.urandom(40 << 20))
+    build(engine, context)
+    (context / "t" / "z").write_text("2\n")
+    fourth = build(engine, context)
+    made = layer(engine, fourth)
+    assert made.base is not None
+    assert made.base.end_bytes > 80 << 20
+    check_whole(engine, context, fourth)
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn"])
+def test_without_sound_states_a_layer_is_written_whole(engine: Engine, context: Path, damage: str) -> None:
+    path = layer(engine, engine.build(context)).tar_path.with_name(state.STATES_NAME)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    (context / "t" / "d6" / "small").write_text("another\n")
+    second = build(engine, context)
+    assert layer(engine, second).base is None
+    check_whole(engine, context, second)
+
+
+def test_a_processor_without_the_instructions_uses_openssl(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sha256, "is_fast", lambda: False)
+    first = engine.build(context)
+    assert not layer(engine, first).tar_path.with_name(state.STATES_NAME).exists()
+    (context / "t" / "d6" / "small").write_text("another\n")
+    second = build(engine, context)
+    assert layer(engine, second).base is None
+    check_whole(engine, context, second)
+
+
+def test_no_cache_goes_on_from_nothing(engine: Engine, context: Path) -> None:
+    engine.build(context)
+    (context / "t" / "d6" / "small").write_text("another\n")
+    time.sleep(0.06)
+    assert layer(engine, engine.build(context, no_cache=True)).base is None
+
+
+def test_a_damaged_earlier_layer_is_no_trouble(engine: Engine, context: Path) -> None:
+    layer(engine, engine.build(context)).tar_path.with_name("layer.idx").write_bytes(b"")
+    (context / "t" / "d6" / "small").write_text("another\n")
+    second = build(engine, context)
+    assert layer(engine, second).base is None
+    engine.store.layers.verify(second.diff_ids[-1])
