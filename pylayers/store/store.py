@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pylayers.store.collect import Collected
     from pylayers.store.statcache import StatCache
 
-ROOT_VERSION = 1
+ROOT_VERSION = 2  # 2: layers may be spliced, which who knows 1 would read as zeros
 ROOT_MODE = 0o711
 # docker's folders and modes; storage drivers make their own beside them.
 FOLDERS = {
@@ -70,13 +70,16 @@ class Store:
         (neither is touched), Conflict while the root is being rebuilt, PermissionDenied.
         """
         root = Path(os.path.abspath(root))
-        if not check_version(root):
+        version = check_version(root)
+        if not version:
             make_root(root)
         try:
             lock = Lock(root / "image" / "store.lock", exclusive=False, wait=False)
         except BlockingIOError:
             raise Conflict(f"{root}: the store is being rebuilt or migrated by another process") from None
         try:
+            if version and version < ROOT_VERSION:  # whatever the earlier one could hold, this one can
+                write_version(root)
             store = cls(root, lock)
             store._workspace.sweep()
         except BaseException:
@@ -201,8 +204,8 @@ class Store:
         self.close()
 
 
-def check_version(root: Path) -> bool:
-    """Tell whether root is a data root; raises Unsupported for a newer one, InvalidInput for another's directory."""
+def check_version(root: Path) -> int:
+    """Return a data root's version, 0 where there is none yet; raises Unsupported for a newer one, InvalidInput for another's directory."""
     path = root / "image" / _VERSION_FILE
     try:
         text = path.read_text("ascii", "replace").strip()
@@ -216,7 +219,7 @@ def check_version(root: Path) -> bool:
                 f"{root}: made by a newer pylayers (data root version {text}, this one knows {ROOT_VERSION})",
                 hint="upgrade pylayers, or choose another root with --root",
             )
-        return True
+        return int(text)
     try:
         strangers = sorted(set(os.listdir(root)) - set(FOLDERS) - {"lost+found"})
         if (root / "image").is_dir():
@@ -224,13 +227,13 @@ def check_version(root: Path) -> bool:
             left = [name for name in os.listdir(root / "image") if not name.startswith(".")]
             strangers += [f"image/{name}" for name in sorted(set(left) - known)]
     except FileNotFoundError:
-        return False
+        return 0
     if strangers:
         raise InvalidInput(
             f"{root}: not a pylayers data root, and it holds {strangers[0]!r}",
             hint="choose an empty or new directory with --root",
         )
-    return False
+    return 0
 
 
 def make_root(root: Path) -> None:
@@ -243,4 +246,9 @@ def make_root(root: Path) -> None:
         os.chmod(folder, mode)
     for name in _IMAGE_FOLDERS:
         (root / "image" / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_version(root)
+
+
+def write_version(root: Path) -> None:
+    """Say which version a root has from now on."""
     write_file(root / "image" / _VERSION_FILE, f"{ROOT_VERSION}\n".encode())
