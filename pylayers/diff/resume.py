@@ -79,7 +79,7 @@ def find_resumption(store: Store, records: Buffer, heap: Buffer, earlier: Sequen
         return best
     if base.end_bytes <= best.end_bytes - base.end_bytes:
         best.earlier.make_whole()
-        return replace(best, earlier=store.layers.open(best.earlier.diff_id))
+        return replace(best, earlier=replace(best.earlier, base=None))
     return compare(store, records, heap, best.earlier, base.end_bytes)
 
 

@@ -96,8 +96,9 @@ class SystemActions:
     def usage(self) -> list[UsageRow]:
         """Count images, containers, volumes and build cache: disk bytes, and how many of them a prune would free."""
         snapshots = self._snapshot_sizes()
-        images = self._image_usage(snapshots)
-        return [images, self._container_usage(), self._volume_usage(), self._cache_usage(snapshots)]
+        seen: set[int] = set()  # what layers have in common counts where it is kept for longest
+        images = self._image_usage(snapshots, seen)
+        return [images, self._container_usage(), self._volume_usage(), self._cache_usage(snapshots, seen)]
 
     def _snapshot_sizes(self) -> dict[str, int]:
         """Count what the driver holds unpacked, by chain id."""
@@ -119,14 +120,15 @@ class SystemActions:
 
         return any(has_data(self._engine.root, name) for name in os.listdir(self._engine.root))
 
-    def _image_usage(self, snapshots: dict[str, int]) -> UsageRow:
+    def _image_usage(self, snapshots: dict[str, int], seen: set[int]) -> UsageRow:
         """Count images; their share of `snapshots` is taken out of it."""
         store = self._engine.store
         records = list(store.metadata.images.walk())
         used = {container.image_digest for container in self._engine.containers.list(everything=True)}
         layers = {diff_id for record in records for diff_id in record.diff_ids}
         kept = {diff_id for record in records if record.digest in used for diff_id in record.diff_ids}
-        sizes = {diff_id: store.layers.stored_bytes(diff_id) for diff_id in layers}
+        ordered = sorted(layers, key=lambda diff_id: diff_id not in kept)
+        sizes = {diff_id: store.layers.stored_bytes(diff_id, seen) for diff_id in ordered}
         active = sum(record.digest in used for record in records)
         free = sum(sizes[diff_id] for diff_id in layers - kept)
         total = sum(sizes.values())
@@ -159,7 +161,7 @@ class SystemActions:
         free = sum(size for name, size in sizes.items() if name not in active)
         return UsageRow("Local Volumes", len(volumes), len(active), sum(sizes.values()), free)
 
-    def _cache_usage(self, snapshots: dict[str, int]) -> UsageRow:
+    def _cache_usage(self, snapshots: dict[str, int], seen: set[int]) -> UsageRow:
         """Count steps, their layers and snapshots that no image has, and cache mounts."""
         from pylayers.build.run.cache import walk_caches
 
@@ -167,7 +169,7 @@ class SystemActions:
         steps = list(store.metadata.steps.walk())
         in_images = {diff_id for record in store.metadata.images.walk() for diff_id in record.diff_ids}
         layers = {step.diff_id for step in steps if step.diff_id is not None and step.diff_id not in in_images}
-        size = sum(store.layers.stored_bytes(diff_id) for diff_id in layers if store.layers.exists(diff_id))
+        size = sum(store.layers.stored_bytes(diff_id, seen) for diff_id in layers if store.layers.exists(diff_id))
         size += sum(snapshots.values())
         caches = list(walk_caches(store.root))
         free = size + sum(cache.size_bytes for cache in caches if not cache.in_use)

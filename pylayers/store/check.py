@@ -17,7 +17,6 @@ from pylayers.store.file import remove_file, remove_tree, sync_path
 from pylayers.store.holder import ContainerRecord, Containers
 from pylayers.store.metadata import Chains, ImageRecord, Images, References
 from pylayers.store.mirror import Mirror
-from pylayers.store.splice import fill_hole, look_for_base
 
 if TYPE_CHECKING:
     from pylayers.oci.document import Fields
@@ -102,10 +101,7 @@ def _reindex(store: Store, diff_id: str) -> bool:
     from pylayers.store.tarindex import index_tar
 
     try:
-        path = store.layers.path(diff_id) / "layer.tar"
-        base = look_for_base(path, path.stat())
-        if base is not None:
-            fill_hole(path, base)
+        path = store.layers.make_whole(diff_id)
         with path.open("rb") as tar:
             records, heap = index_tar(tar.fileno(), os.fstat(tar.fileno()).st_size, str(path))
         store.layers.replace_index(diff_id, EntryTable(records, heap), b"")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pylayers.record import record
 from pylayers.store.entry import Buffer, EntryTable
-from pylayers.store.splice import Base, fill_hole
+from pylayers.store.splice import Base, fill_hole, find_base
 
 
 @record
@@ -23,8 +23,9 @@ class Layer:
 
     def make_whole(self) -> Path:
         """Fill the hole of a spliced layer's tar, and return its path. Raises NoSpace."""
-        if self.base is not None:
-            fill_hole(self.tar_path, self.base)
+        # Looked for anew: a layer that was made again since this one was opened may have a base, and another one.
+        if find_base(self.tar_path.parent) is not None:
+            fill_hole(self.tar_path)
         return self.tar_path
 
     def open_tar(self) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -20,7 +21,7 @@ from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
 from pylayers.store.file import fresh_name, remove_tree, sync_path, translates, translating
 from pylayers.store.index import CHECK_HINT, CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
 from pylayers.store.layer import Layer
-from pylayers.store.splice import look_for_base, read_range, share_beginning
+from pylayers.store.splice import Base, fill_hole, find_base, is_same_between, read_range, share_beginning
 from pylayers.store.state import STATES_NAME, pack_states, read_states
 
 if TYPE_CHECKING:
@@ -51,11 +52,17 @@ class LayerWriter:
         What is written to `fd` begins at end_bytes, rounded down to a page. Raises InvalidInput for an earlier layer
         that does not hold them in one file, NotFound when it is gone.
         """
-        base = earlier.base
-        if base is not None and base.end_bytes < end_bytes:
-            raise InvalidInput(f"layer {earlier.diff_id} has a base of {base.end_bytes} bytes, not {end_bytes}")
-        path = earlier.tar_path if base is None else base.path
-        return share_beginning(path, self.fd, self.scratch, end_bytes)
+        for again in (True, False):
+            base = find_base(earlier.tar_path.parent)
+            if base is not None and base.end_bytes < end_bytes:
+                raise InvalidInput(f"layer {earlier.diff_id} has a base of {base.end_bytes} bytes, not {end_bytes}")
+            try:
+                path = earlier.tar_path if base is None else base.path
+                return share_beginning(path, self.fd, self.scratch, end_bytes)
+            except FileNotFoundError:
+                if not again:  # a base goes once, when the earlier layer is filled
+                    raise
+        return False
 
     def commit(
         self,
@@ -174,16 +181,15 @@ class LayerStore:
     @translates("open a layer")
     def open(self, diff_id: str) -> Layer:
         """Open a layer without reading it through. Raises NotFound, IntegrityError when its files disagree."""
-        index, found = self._look(diff_id, again=True)
-        self._compare(diff_id, index, found.st_size)
-        path = self.path(diff_id) / TAR_NAME
-        return Layer(diff_id, found.st_size, path, index.table, index.chunks, look_for_base(path, found))
+        index, size_bytes, base = self._look(diff_id, again=True)
+        self._compare(diff_id, index, size_bytes)
+        return Layer(diff_id, size_bytes, self.path(diff_id) / TAR_NAME, index.table, index.chunks, base)
 
-    def _look(self, diff_id: str, *, again: bool) -> tuple[LayerIndex, os.stat_result]:
+    def _look(self, diff_id: str, *, again: bool) -> tuple[LayerIndex, int, Base | None]:
         """Open a layer's index and look at its tar."""
         directory = self.path(diff_id)
         try:
-            return open_index(directory / INDEX_NAME), (directory / TAR_NAME).stat()
+            return open_index(directory / INDEX_NAME), (directory / TAR_NAME).stat().st_size, find_base(directory)
         except FileNotFoundError as error:
             if not directory.is_dir():
                 raise NotFound(f"layer {diff_id} is not stored") from None
@@ -213,15 +219,31 @@ class LayerStore:
         return read_states(self.path(diff_id) / STATES_NAME, digest_hex(diff_id))
 
     @translates("read a layer's size")
-    def stored_bytes(self, diff_id: str) -> int:
-        """Return how much of a layer's tar is in no other layer's file. Raises NotFound."""
+    def stored_bytes(self, diff_id: str, seen: set[int]) -> int:
+        """Return the bytes of a layer's tar and base that are in no file among `seen`, which gets their inodes.
+
+        Raises NotFound.
+        """
         path = self.path(diff_id) / TAR_NAME
         try:
-            found = path.stat()
-            base = look_for_base(path, found)
+            own, base = path.stat(), find_base(path.parent)
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None
-        return found.st_size - (base.start_bytes if base is not None else 0)
+        sizes = {own.st_ino: own.st_size}
+        if base is not None:
+            with contextlib.suppress(FileNotFoundError):  # filled meanwhile
+                below = base.path.stat()
+                sizes = {own.st_ino: own.st_size - base.start_bytes, below.st_ino: below.st_size}
+        total = sum(size for inode, size in sizes.items() if inode not in seen)
+        seen.update(sizes)
+        return total
+
+    @translates("fill a layer's tar")
+    def make_whole(self, diff_id: str) -> Path:
+        """Fill the hole of a spliced layer's tar, its index unseen, and return the tar's path. Raises NoSpace."""
+        path = self.path(diff_id) / TAR_NAME
+        fill_hole(path)
+        return path
 
     def verify(self, diff_id: str) -> None:
         """Read the whole layer: hash the tar, check the index's checksum and rows. Raises IntegrityError."""
@@ -236,14 +258,17 @@ class LayerStore:
         hasher = hashlib.sha256()
         try:
             path = self.path(diff_id) / TAR_NAME
-            found = path.stat()
-            for piece in read_range(path, look_for_base(path, found), 0, found.st_size):
+            base = find_base(path.parent)
+            for piece in read_range(path, base, 0, path.stat().st_size):
                 hasher.update(piece)
+            same = base is None or is_same_between(path, base)
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None
         digest = f"sha256:{hasher.hexdigest()}"
         if digest != diff_id:
             raise IntegrityError(f"layer {diff_id}: layer.tar's digest is {digest}", hint=CHECK_HINT)
+        if not same:
+            raise IntegrityError(f"layer {diff_id}: layer.tar does not go on as its base does", hint=CHECK_HINT)
 
     @translates("verify a layer")
     def verify_index(self, diff_id: str) -> None:

@@ -3,6 +3,9 @@
 `layer.tar` then has its whole size, but a hole up to the page that holds byte P; beside it lies `base-<P>.tar`, a link
 to a tar whose bytes [0, P) are the layer's. P is where an entry's headers begin, so every entry lies whole in one of
 the two files, at the same offset. Where the file system shares blocks there is no base: they are cloned into the tar.
+
+That a base lies there is what counts, not that there is a hole: a root that was copied by something that knows no
+holes has zeros in its place.
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from pylayers.errors import IntegrityError
 from pylayers.record import record
-from pylayers.store.file import sync_path, translates
+from pylayers.store.file import translates
 
 PAGE_BYTES = 4096
 _PIECE_BYTES = 1 << 20
 _PREFIX, _SUFFIX = "base-", ".tar"
 _FICLONERANGE = 0x4020940D
-_CANNOT_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL)
-_CANNOT_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM)
+# EAGAIN: zfs, of what it has not written yet.
+_CANNOT_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EAGAIN)
+_CANNOT_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_PUNCH_HOLE, _KEEP_SIZE = 2, 1  # of fallocate(2)
 
 
 @record
@@ -46,17 +52,18 @@ def base_name(end_bytes: int) -> str:
 
 def find_base(directory: Path) -> Base | None:
     """Return the base that lies in a layer's directory."""
-    for name in os.listdir(directory):
+    end_bytes = read_end(os.listdir(directory))
+    return None if end_bytes is None else Base(directory / base_name(end_bytes), end_bytes)
+
+
+def read_end(names: list[str]) -> int | None:
+    """Return how much the base among a directory's names holds; None where there is none."""
+    for name in names:
         if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
             end = name[len(_PREFIX) : -len(_SUFFIX)]
             if end.isascii() and end.isdigit():
-                return Base(directory / name, int(end))
+                return int(end)
     return None
-
-
-def look_for_base(tar_path: Path, found: os.stat_result) -> Base | None:
-    """Return a tar's base; its directory is only listed where the tar has holes."""
-    return find_base(tar_path.parent) if found.st_blocks * 512 < found.st_size else None
 
 
 def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: int) -> bool:
@@ -84,28 +91,55 @@ def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: in
 
 
 @translates("fill a layer's tar")
-def fill_hole(tar_path: Path, base: Base) -> None:
+def fill_hole(tar_path: Path) -> None:
     """Copy what only the base holds into the layer's own file, which is durable before the base goes.
 
-    Nothing is done where another did it already. A crash leaves the base, so the layer is as it was. Raises NoSpace.
+    One fills; who comes meanwhile waits, and finds it done. A crash leaves the base, so the layer is as it was, and so
+    does a full disk, which gets back what was copied. Raises NoSpace, IntegrityError for a base that ends too early.
     """
+    with ExitStack() as stack:
+        # All by this descriptor: the base of a layer that takes this one's place is never taken for this one's.
+        directory = keep(stack, os.open(tar_path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        target = keep(stack, os.open(tar_path.name, os.O_RDWR | os.O_CLOEXEC, dir_fd=directory))
+        fcntl.flock(target, fcntl.LOCK_EX)
+        end_bytes = read_end(os.listdir(directory))
+        if end_bytes is None:
+            return
+        name = base_name(end_bytes)
+        source = keep(stack, os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory))
+        copy_beginning(source, target, tar_path, end_bytes)
+        os.unlink(name, dir_fd=directory)
+        os.fsync(directory)
+
+
+def copy_beginning(source: int, target: int, tar_path: Path, end_bytes: int) -> None:
+    """Copy a base's whole pages into the tar, and make them durable; the tar is as it was when that fails."""
     from pylayers._native import copyup
 
+    if os.fstat(source).st_size < end_bytes:
+        raise IntegrityError(f"{tar_path.with_name(base_name(end_bytes))} ends too early")
+    start_bytes = end_bytes // PAGE_BYTES * PAGE_BYTES
     try:
-        source = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        target = os.open(tar_path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            copyup.copy_range(source, 0, target, 0, base.start_bytes)
-            os.fsync(target)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
-    base.path.unlink(missing_ok=True)
-    sync_path(tar_path.parent)
+        copyup.copy_range(source, 0, target, 0, start_bytes)
+        os.fsync(target)
+    except BaseException:
+        empty_range(target, start_bytes)
+        raise
+
+
+def empty_range(descriptor: int, end_bytes: int) -> None:
+    """Give back the disk blocks of a file's beginning, where the file system can."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    call = getattr(libc, "fallocate64", libc.fallocate)
+    call(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(end_bytes))
+
+
+def keep(stack: ExitStack, descriptor: int) -> int:
+    """Have a descriptor closed with the stack."""
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def read_range(tar_path: Path, base: Base | None, at: int, end: int) -> Iterator[memoryview]:
@@ -115,15 +149,23 @@ def read_range(tar_path: Path, base: Base | None, at: int, end: int) -> Iterator
     """
     buffer = memoryview(bytearray(min(_PIECE_BYTES, max(0, end - at))))
     with ExitStack() as stack:
-        tar = os.open(tar_path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, tar)
-        parts = [(tar, end)]
+        parts = [(keep(stack, os.open(tar_path, os.O_RDONLY | os.O_CLOEXEC)), end)]
         if base is not None:
             with suppress(FileNotFoundError):  # filled since the layer was opened
-                source = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
-                stack.callback(os.close, source)
+                source = keep(stack, os.open(base.path, os.O_RDONLY | os.O_CLOEXEC))
                 parts.insert(0, (source, min(base.end_bytes, end)))
         for descriptor, limit in parts:
             while at < limit and (count := os.preadv(descriptor, [buffer[: limit - at]], at)):
                 yield buffer[:count]
                 at += count
+            if at < limit:
+                return  # what a base lacks is a hole in the tar
+
+
+def is_same_between(tar_path: Path, base: Base) -> bool:
+    """Tell whether both files hold the same in the page that they share: the tar's is what counts once it is filled."""
+    own = b"".join(bytes(piece) for piece in read_range(tar_path, None, base.start_bytes, base.end_bytes))
+    try:
+        return own == b"".join(bytes(piece) for piece in read_range(base.path, None, base.start_bytes, base.end_bytes))
+    except FileNotFoundError:  # filled meanwhile: then the tar's digest tells
+        return True

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pylayers.errors import IntegrityError, InvalidInput
+from pylayers.errors import IntegrityError, InvalidInput, NoSpace, NotFound
 from pylayers.store import Layer, Store
-from pylayers.store.splice import base_name, find_base, share_beginning
+from pylayers.store.splice import base_name, find_base, read_range, share_beginning
 from pylayers.store.state import EVERY_BYTES, STATES_NAME, pack_states, read_states
 from tests.unit.store_sample import add_layer, digest, make_table, make_tar
 from tests.unit.test_store_crash import assert_tidy, crash_everywhere
@@ -184,3 +186,149 @@ def test_the_file_of_states_is_what_it_was(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "corpus" / "golden" / "layer.states"
     assert pack_states(bytes(range(64)), "ab" * 32) == golden.read_bytes()
     assert read_states(golden, "ab" * 32) == bytes(range(64))
+
+
+def test_a_root_that_was_copied_without_its_holes(store: Store) -> None:
+    """rsync without -S writes zeros where the hole was, without -H makes a file of the base's link."""
+    second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
+    assert second.base is not None
+    with second.tar_path.open("r+b") as tar:
+        tar.write(bytes(second.base.start_bytes))
+    copy = second.base.path.with_name("copy")
+    shutil.copyfile(second.base.path, copy)
+    os.rename(copy, second.base.path)
+    store.layers.verify(second.diff_id)
+    assert store.check() == []
+    assert store.layers.stored_bytes(second.diff_id, set()) == len(SECOND) - second.base.start_bytes + len(FIRST)
+    assert read_tar(store.layers.open(second.diff_id)) == SECOND
+
+
+def test_the_earlier_layer_is_filled_before_its_base_is_shared(store: Store) -> None:
+    """By another process, between its opening and the link."""
+    first = add_layer(store, FIRST)
+    second = add_spliced(store, first, SECOND, END)
+    assert read_tar(store.layers.open(second.diff_id)) == SECOND
+    assert second.base is not None  # as it was opened
+    third = SECOND[: END - 512] + b"third"
+    made = add_spliced(store, second, third, END - 512)
+    assert made.base is not None
+    assert made.base.path.samefile(second.tar_path)
+    store.layers.verify(made.diff_id)
+
+
+@pytest.mark.parametrize("missing", ["open", "link"])
+def test_a_base_that_goes_while_it_is_shared(store: Store, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
+    assert second.base is not None
+    third = SECOND[: END - 512] + b"third"
+    original = getattr(os, missing)
+
+    def step(path: object, *rest: object, **named: object) -> object:
+        if str(path) == str(second.base.path):  # type: ignore[union-attr]
+            monkeypatch.setattr(os, missing, original)
+            second.make_whole()
+        return original(path, *rest, **named)
+
+    monkeypatch.setattr(os, missing, step)
+    made = add_spliced(store, second, third, END - 512)
+    assert made.base is not None
+    assert made.base.path.samefile(second.tar_path)
+    store.layers.verify(made.diff_id)
+
+
+def test_the_earlier_layer_goes_before_it_is_shared(store: Store) -> None:
+    first = add_layer(store, FIRST)
+    store.layers.delete(first.diff_id)
+    with pytest.raises(NotFound):
+        add_spliced(store, first, SECOND, END)
+
+
+def test_a_base_that_ends_too_early_is_not_read_on_in_the_hole(store: Store) -> None:
+    """Neither hashed as zeros, nor dropped as if it had been copied."""
+    first = add_layer(store, FIRST)
+    second = add_spliced(store, first, SECOND, END)
+    os.truncate(first.tar_path, END - 1024)
+    assert sum(map(len, read_range(second.tar_path, second.base, 0, second.size_bytes))) == END - 1024
+    with pytest.raises(IntegrityError, match="digest is"):
+        store.layers.verify(second.diff_id)
+    with pytest.raises(IntegrityError, match="ends too early"):
+        second.open_tar()
+    assert store.layers.open(second.diff_id).base is not None
+
+
+def test_the_page_that_both_files_hold_is_the_same_in_both(store: Store) -> None:
+    second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
+    store.layers.verify(second.diff_id)
+    with second.tar_path.open("r+b") as tar:
+        tar.seek(END - 1)
+        tar.write(bytes([SECOND[END - 1] ^ 1]))
+    with pytest.raises(IntegrityError, match="does not go on as its base does"):
+        store.layers.verify(second.diff_id)
+
+
+def test_a_layer_made_again_with_another_base_is_filled_from_that(store: Store) -> None:
+    """Who opened the whole one that was removed, or one with another base, reads no hole."""
+    first = add_layer(store, FIRST)
+    whole = add_layer(store, SECOND)
+    for stale, end in ((whole, END), (None, END - 4096), (None, END)):
+        opened = stale or store.layers.open(whole.diff_id)
+        store.layers.delete(whole.diff_id)
+        assert add_spliced(store, first, SECOND, end).base is not None
+        assert opened.base is None or opened.base.end_bytes != end
+        assert read_tar(opened) == SECOND
+        store.layers.delete(whole.diff_id)
+        assert add_spliced(store, first, SECOND, END if stale else end).base is not None
+
+
+def test_a_fill_that_fails_gives_back_what_it_took(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk does not stay full because somebody tried."""
+    second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
+    blocks = second.tar_path.stat().st_blocks
+    failed = []
+
+    def fail(descriptor: int) -> None:
+        failed.append(os.fstat(descriptor).st_blocks)
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(NoSpace):
+            second.open_tar()
+    assert failed
+    assert second.tar_path.stat().st_blocks <= blocks
+    assert second.tar_path.read_bytes()[: END - 512] == bytes(END - 512)
+    store.layers.verify(second.diff_id)
+    assert read_tar(second) == SECOND
+
+
+def test_many_fill_at_once(store: Store) -> None:
+    """One copies, and no other reads before that is done."""
+    second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read_tar, [second] * 32)) == {SECOND}
+    store.layers.verify(second.diff_id)
+
+
+def test_what_layers_have_in_common_counts_once(store: Store) -> None:
+    """In what is stored, and in what a collection frees: what a layer that stays has a part of is not freed."""
+    first = add_layer(store, FIRST)
+    second = add_spliced(store, first, SECOND, END)
+    own = len(SECOND) - (END - 512)
+    seen: set[int] = set()
+    assert store.layers.stored_bytes(second.diff_id, seen) == own + len(FIRST)
+    assert store.layers.stored_bytes(first.diff_id, seen) == 0
+    assert store.layers.stored_bytes(second.diff_id, seen) == 0
+    seen = set()
+    assert store.layers.stored_bytes(first.diff_id, seen) == len(FIRST)
+    assert store.layers.stored_bytes(second.diff_id, seen) == own
+    tar_bytes = first.tar_path.stat().st_blocks * 512
+    everything = store.collect(dry_run=True).freed_bytes
+    lease = store.lease("test")
+    lease.hold("layer", second.diff_id)
+    freed = store.collect()
+    assert freed.layers == (first.diff_id,)
+    assert 0 < freed.freed_bytes < everything - tar_bytes
+    store.layers.verify(second.diff_id)
+    assert store.layers.stored_bytes(second.diff_id, set()) == own + len(FIRST)
+    lease.close()
+    assert store.collect().freed_bytes > tar_bytes
