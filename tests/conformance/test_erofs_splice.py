@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from pylayers._native import copyup
 from pylayers._native import erofs as kernel
 from pylayers.snapshot import erofs, imagemount, layerplace
 from pylayers.snapshot.catalog import Catalog
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Snapshotter
+from pylayers.store import Store
 from pylayers.store.file import sync_path
 from pylayers.store.layer import Layer
 from pylayers.store.splice import PAGE_BYTES, Base
@@ -110,6 +112,14 @@ def place_of(stage: Stage, name: str) -> Path:
     root = stage.scratch.parent / "root"
     [place] = (root / os.readlink(root / "by-name" / name)[3:] / "layer").iterdir()
     return place
+
+
+def probe_clone(directory: Path) -> bool:
+    """Tell whether a file system shares blocks between files."""
+    with (directory / "one").open("w+b") as one, (directory / "two").open("w+b") as two:
+        one.write(bytes(1 << 20))
+        one.flush()
+        return copyup.copy_file(one.fileno(), two.fileno(), 1 << 20) == "reflink"
 
 
 class Splicing(erofs.Driver):
@@ -309,6 +319,38 @@ class TestSpliced:
         monkeypatch.setattr(Catalog, "commit", commit)
         stage.driver.commit("image", key)
         assert place_of(stage, "image") == place
+
+    def test_a_layer_as_the_store_keeps_it(self, stage: Stage) -> None:
+        """Made by the store, adopted, shown without being filled, and shown still when both layers are deleted."""
+        first = make_tar(stage.scratch / "first.tar", **{name: large(name) for name in "abcd"})
+        second = make_tar(stage.scratch / "second.tar", **{name: large(name) for name in "abce"})
+        end = max(entry.header_offset for entry in second.table)
+        with Store.open(stage.scratch / "store") as store:
+            if probe_clone(stage.scratch):
+                pytest.skip("this file system clones, so its layers have no bases")
+            layers = []
+            for one in (first, second):
+                content = one.tar_path.read_bytes()
+                with store.layers.ingest() as writer:
+                    start = 0
+                    if layers:
+                        assert writer.share(layers[0], end)
+                        start = end // PAGE_BYTES * PAGE_BYTES
+                    os.pwrite(writer.fd, content[start:], start)
+                    layers.append(writer.commit(one.table.records, one.table.heap, len(content), one.diff_id))
+            layer = layers[1]
+            assert layer.base is not None
+            stage.driver.prepare("key", None)
+            stage.driver.adopt("image", "key", layer)
+            place = place_of(stage, "image")
+            assert place.name == f"0-{end}"
+            assert (place / "layer.idx").samefile(layer.tar_path.with_name("layer.idx"))
+            assert stage.driver.usage("image").size_bytes < end
+            for one in layers:
+                store.layers.delete(one.diff_id)
+        assert stage.driver.usage("image").size_bytes > end
+        with stage.viewed("image") as top:
+            assert {path.name: path.read_bytes() for path in top.iterdir()} == {name: large(name) for name in "abce"}
 
     def test_usage_counts_what_the_store_does_not_hold(self, stage: Stage) -> None:
         layer = letters(stage, "a", "b", "c", "d")
