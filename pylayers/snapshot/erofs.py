@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from pylayers._native import erofs, tardiff
@@ -24,6 +24,7 @@ from pylayers.snapshot.layerplace import (
     IMAGE,
     INDEX,
     TAR,
+    Head,
     Lower,
     base_end_of,
     copy_tar,
@@ -36,6 +37,7 @@ from pylayers.snapshot.layerplace import (
     name_place,
 )
 from pylayers.snapshot.lower import LowerStack
+from pylayers.snapshot.lowertable import TableStack
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
@@ -158,21 +160,36 @@ class Driver(StackSnapshotter):
                     paths.append(lower.path)
             yield LowerStack(paths)
 
+    def _tables_below(self, record: Record) -> TableStack:
+        """Show what `_below` does without mounting every image."""
+        links = self._chain(record)
+        own = [Head(str(place), 1) for place in reversed(list_places(self.catalog.directory(record)))]
+        return TableStack([*own, *self._heads(links)], lambda head: self._lower(head, links))
+
     def _stack(self, links: list[str]) -> list[Lower]:
+        """Put together the lowers that short names stand for, topmost first."""
+        return [self._lower(head, links) for head in self._heads(links)]
+
+    def _heads(self, links: list[str]) -> list[Head]:
         """Resolve short names, topmost first, as far as the first image that stands for all that follow."""
-        lowers: list[Lower] = []
-        places = [self._place(link) for link in links]
-        for number, place in enumerate(places):
+        heads: list[Head] = []
+        for number, link in enumerate(links):
+            place = self._place(link)
+            rest = len(links) - number
             if place.endswith("/diff"):
-                lowers.append(Lower(place))
-                continue
-            rest = len(places) - number
-            merged = f"{place}/merged-{rest}.erofs"
-            if rest > 1 and os.path.exists(merged):
-                behind = tuple(device for below in reversed(places[number:]) for device in devices_of(below))
-                return [*lowers, Lower(merged, behind)]
-            lowers.append(lower_of(place))
-        return lowers
+                heads.append(Head(place, 0))
+            elif rest > 1 and os.path.exists(_merged_image(place, rest)):
+                return [*heads, Head(place, rest)]
+            else:
+                heads.append(Head(place, 1))
+        return heads
+
+    def _lower(self, head: Head, links: list[str]) -> Lower:
+        """Put a lower together; only one over many layers has to resolve their short names."""
+        if head.count < 2:
+            return lower_of(head.place) if head.count else Lower(head.place)
+        places = [self._place(link) for link in reversed(links[-head.count :])]
+        return Lower(_merged_image(head.place, head.count), tuple(one for place in places for one in devices_of(place)))
 
     def _place(self, link: str) -> str:
         """Resolve a short name; without a stat of every part, as chains have hundreds of them."""
@@ -184,7 +201,7 @@ class Driver(StackSnapshotter):
 
     def _merge(self, links: list[str]) -> None:
         """Make one image of the lowest layers where there are many lowers; directories above them stay their own."""
-        if len(self._stack(links)) <= MOST_LOWERS:
+        if len(self._heads(links)) <= MOST_LOWERS:
             return
         places = [Path(self._place(link)) for link in links]
         first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
@@ -195,7 +212,7 @@ class Driver(StackSnapshotter):
         tables = [open_index(place / INDEX).table for place in run]
         records, heap = tardiff.merge([(table.records, table.heap) for table in tables])
         try:
-            with fresh_file(run[-1] / f"merged-{len(run)}.erofs") as descriptor:
+            with fresh_file(Path(_merged_image(str(run[-1]), len(run)))) as descriptor:
                 sizes = [os.stat(place / TAR).st_size for place in run]
                 erofs.write(descriptor, records, heap, sizes, base_ends=ends)
         except erofs.NotMappable as error:
@@ -209,7 +226,7 @@ class Driver(StackSnapshotter):
         hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
         try:
             diff = directory / "diff"
-            table = settle_table(layer.table, diff, lambda: self._below(record))
+            table = settle_table(layer.table, diff, lambda: closing(self._tables_below(record)))
             linked = link_tars(layer, hidden)
             end = linked or 0
             with fresh_file(hidden / IMAGE) as descriptor:
@@ -232,6 +249,10 @@ class Driver(StackSnapshotter):
             if hidden.exists():
                 self._unlink(hidden / "link")
                 remove_tree(hidden)
+
+
+def _merged_image(place: str, count: int) -> str:
+    return f"{place}/merged-{count}.erofs"
 
 
 def _is_settled(directory: Path) -> bool:

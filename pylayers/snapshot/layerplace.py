@@ -33,6 +33,14 @@ class Lower:
     devices: tuple[str, ...] = ()
 
 
+@record
+class Head:
+    """Say what one lower is before it is put together: a directory, or the image of a layer or of several."""
+
+    place: str  # the directory itself, or where the image lies
+    count: int  # of the layers that the image stands for: this one and those below; 0 for a directory
+
+
 def name_place(number: int, base_end: int) -> str:
     """Name the place of a snapshot's layer by its number, and by where its base ends (0: it has none)."""
     return f"{number}-{base_end}" if base_end else str(number)
