@@ -56,6 +56,11 @@ class Driver(StackSnapshotter):
 
     name = "erofs"
 
+    def __init__(self, root: Path) -> None:
+        """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
+        super().__init__(root)
+        self._places: dict[str, str] = {}  # by short name: they are random, so none means another place later
+
     # -- hooks -------------------------------------------------------------------------------------------------
 
     def _own(self, directory: Path) -> list[str]:
@@ -192,8 +197,11 @@ class Driver(StackSnapshotter):
         return Lower(_merged_image(head.place, head.count), tuple(one for place in places for one in devices_of(place)))
 
     def _place(self, link: str) -> str:
-        """Resolve a short name; without a stat of every part, as chains have hundreds of them."""
-        return f"{self.root}/{os.readlink(f'{self.root}/{link}')[3:]}"
+        """Resolve a short name; each once, and without a stat of every part, as chains have hundreds of them."""
+        place = self._places.get(link)
+        if place is None:
+            place = self._places[link] = f"{self.root}/{os.readlink(f'{self.root}/{link}')[3:]}"
+        return place
 
     def _chain(self, record: Record) -> list[str]:
         """List the short names of what lies below a snapshot, topmost first."""
