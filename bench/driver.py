@@ -42,6 +42,7 @@ from report import describe_machine, write_result
 from zfs import enter_own_mounts, used_bytes, zfs_pool
 
 from pylayers.errors import PylayersError
+from pylayers.image.unpack import unpack_one
 from pylayers.snapshot import mapper
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.mount import mounted
@@ -101,10 +102,7 @@ def play(driver: Snapshotter, layers: list[Layer], scratch: Path) -> tuple[dict[
     with timed("create"):
         parent = None
         for number, layer in enumerate(layers):
-            key = f"unpack-{number}"
-            driver.prepare(key, parent)
-            driver.apply(key, layer)
-            driver.adopt(f"layer-{number}", key, layer)
+            unpack_one(driver, f"layer-{number}", parent, layer)
             parent = f"layer-{number}"
     started = time.perf_counter()
     with mounted(driver.prepare("container", parent), scratch) as top:
