@@ -37,9 +37,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from copy_up import fresh_disk
+from disk import enter_own_mounts, fresh_disk
 from report import describe_machine, write_result
-from zfs import enter_own_mounts, used_bytes, zfs_pool
+from source import PrepareError
+from zfs import used_bytes, zfs_pool
 
 from pylayers.errors import PylayersError
 from pylayers.image.unpack import unpack_one
@@ -143,7 +144,7 @@ def find_grounds(stack: ExitStack, place: Path, wanted: list[str]) -> tuple[dict
             elif name == "zfs":
                 ground = stack.enter_context(zfs_pool(ground))
             found = probe_driver(ground / "root", name).probe
-        except (PylayersError, OSError, subprocess.SubprocessError) as error:
+        except (PrepareError, PylayersError, OSError, subprocess.SubprocessError) as error:
             absent[name] = str(error)
             continue
         if found.usable:
