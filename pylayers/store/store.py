@@ -205,7 +205,10 @@ class Store:
 
 
 def check_version(root: Path) -> int:
-    """Return a data root's version, 0 where there is none yet; raises Unsupported for a newer one, InvalidInput for another's directory."""
+    """Return a data root's version, 0 where there is none yet.
+
+    Raises Unsupported for a newer one, InvalidInput for another's directory.
+    """
     path = root / "image" / _VERSION_FILE
     try:
         text = path.read_text("ascii", "replace").strip()

@@ -384,9 +384,7 @@ class LocalSource:
             is_root, included, frozenset(selector.unchosen), sockets,
         )  # fmt: skip
 
-    def find_top(
-        self, walked: Path, only: frozenset[bytes] | None, records: Buffer, heap: Buffer
-    ) -> tuple[int, int]:
+    def find_top(self, walked: Path, only: frozenset[bytes] | None, records: Buffer, heap: Buffer) -> tuple[int, int]:
         """Return the rows of what is copied: all, or that of one name. Raises NotFound where one vanished."""
         for name in only or ():
             top = tardiff.find(records, heap, name)
