@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pylayers._native import graft
-from pylayers.errors import IntegrityError
+from pylayers.errors import IntegrityError, NotFound
 from pylayers.record import record, replace
 from pylayers.store import Store
 from pylayers.store.entry import Buffer
+from pylayers.store.file import translates
 from pylayers.store.index import CHECK_HINT
 from pylayers.store.layer import Layer
 from pylayers.store.splice import PAGE_BYTES, read_range
@@ -22,6 +23,7 @@ from pylayers.store.state import EVERY_BYTES, STATE_BYTES
 
 if TYPE_CHECKING:
     from pylayers._native.sha256 import Sha256
+    from pylayers.store.layerstore import LayerWriter
 
 # Fewer bytes are written again: a tar in one piece is worth more.
 LEAST_BYTES = 16 << 20
@@ -42,6 +44,18 @@ class Resumption:
     def start_bytes(self) -> int:
         """Return where the file that is written begins: the page in which end_bytes lies."""
         return self.end_bytes // PAGE_BYTES * PAGE_BYTES
+
+    @translates("read an earlier layer")
+    def begin(self, writer: LayerWriter) -> tuple[Sha256, bytes] | None:
+        """Give the new tar its beginning; return the hasher that has taken it, and the lead.
+
+        None where it has to be written whole: the bytes can't be shared, or the earlier layer is damaged or gone.
+        """
+        try:
+            hasher, lead = self.resume_hash(), self.read_lead()
+            return (hasher, lead) if writer.share(self.earlier, self.end_bytes) else None
+        except (FileNotFoundError, NotFound, IntegrityError):
+            return None
 
     def read_lead(self) -> bytes:
         """Return the bytes between start_bytes and end_bytes."""
@@ -78,7 +92,10 @@ def find_resumption(store: Store, records: Buffer, heap: Buffer, earlier: Sequen
     if base is None or best.end_bytes <= base.end_bytes:
         return best
     if base.end_bytes <= best.end_bytes - base.end_bytes:
-        best.earlier.make_whole()
+        try:
+            best.earlier.make_whole()
+        except (FileNotFoundError, NotFound, IntegrityError):
+            return None  # gone or damaged
         return replace(best, earlier=replace(best.earlier, base=None))
     return compare(store, records, heap, best.earlier, base.end_bytes)
 

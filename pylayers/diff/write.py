@@ -40,12 +40,11 @@ def write_layer(
     """
     resumption = find_resumption(store, known, heap, earlier) if earlier and sha256.is_fast() else None
     with store.layers.ingest() as writer:
-        if resumption is not None and not writer.share(resumption.earlier, resumption.end_bytes):
-            resumption = None
-        hasher = resumption.resume_hash() if resumption is not None else new_hasher()
-        first_row, start_bytes, lead = 0, 0, b""
-        if resumption is not None:
-            first_row, start_bytes, lead = resumption.first_row, resumption.start_bytes, resumption.read_lead()
+        begun = resumption.begin(writer) if resumption is not None else None
+        hasher, lead = begun if begun is not None else (new_hasher(), b"")
+        first_row = start_bytes = 0
+        if resumption is not None and begun is not None:
+            first_row, start_bytes = resumption.first_row, resumption.start_bytes
             graft.take_places(records, resumption.earlier.table.records, first_row)
         try:
             size_bytes, digest = tarwrite.write(

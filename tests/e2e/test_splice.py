@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,11 @@ def build(engine: Engine, context: Path) -> BuildResult:
     result = engine.build(context)
     assert statuses(result)[-1] == "COPY built"
     return result
+
+
+def still(context: Path) -> None:
+    """Set back the time of the directory that comes before all others: new names in it would leave nothing the same."""
+    os.utime(context / "t", (1_600_000_000, 1_600_000_000))
 
 
 def check_whole(engine: Engine, context: Path, result: BuildResult) -> None:
@@ -127,7 +133,7 @@ def test_any_edit_gives_the_bytes_of_a_whole_build(
     shared = []
     for name, change in EDITS:
         change(context / "t")
-        os.utime(context / "t", (1_600_000_000, 1_600_000_000))  # it comes first, and its time with it
+        still(context)
         result = build(engine, context)
         shared.append((name, layer(engine, result).base is not None))
         check_whole(engine, context, result)
@@ -150,13 +156,16 @@ def test_a_base_is_never_based_on_another(engine: Engine, context: Path) -> None
 def test_a_short_base_is_filled_when_much_more_is_common(engine: Engine, context: Path) -> None:
     for number in range(8, 14):
         (context / "t" / f"e{number}").write_bytes(os.urandom(FILE_BYTES))
+    still(context)
     engine.build(context)
     (context / "t" / "d6" / "small").write_text("1\n")
     second = build(engine, context)
     assert layer(engine, second).base is not None
     (context / "t" / "f").write_bytes(os.urandom(40 << 20))
+    still(context)
     build(engine, context)
     (context / "t" / "z").write_text("2\n")
+    still(context)
     fourth = build(engine, context)
     made = layer(engine, fourth)
     assert made.base is not None
@@ -194,6 +203,35 @@ def test_no_cache_goes_on_from_nothing(engine: Engine, context: Path) -> None:
     (context / "t" / "d6" / "small").write_text("another\n")
     time.sleep(0.06)
     assert layer(engine, engine.build(context, no_cache=True)).base is None
+
+
+@pytest.mark.parametrize("damage", ["short", "removed"])
+def test_an_earlier_layer_whose_bytes_are_not_there(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Cut short, or removed by a repair since it was opened: the layer is written whole."""
+    engine.build(context)
+    (context / "t" / "d6" / "small").write_text("another\n")
+    second = build(engine, context)
+    base = layer(engine, second).base
+    assert base is not None
+    if damage == "short":
+        os.truncate(base.path, base.end_bytes - (1 << 20))
+
+    def find(*given: Any) -> resume.Resumption | None:
+        found = original(*given)
+        if damage == "removed":
+            for one in given[-1]:
+                engine.store.layers.delete(one.diff_id)
+        return found
+
+    original = resume.find_resumption
+    monkeypatch.setattr(write, "find_resumption", find)
+    (context / "t" / "d6" / "small").write_text("one more\n")
+    third = build(engine, context)
+    assert layer(engine, third).base is None
+    assert engine.build(context, no_cache=True).diff_ids == third.diff_ids
+    engine.store.layers.verify(third.diff_ids[-1])
 
 
 def test_a_damaged_earlier_layer_is_no_trouble(engine: Engine, context: Path) -> None:
