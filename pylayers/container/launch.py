@@ -9,7 +9,6 @@ import os
 import select
 import signal
 from pathlib import Path
-from typing import Any
 
 from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import minimal_environment, runtime_error, write_config
@@ -19,6 +18,10 @@ from pylayers.container.spec import build_config
 from pylayers.errors import ContainerError
 from pylayers.record import field, record
 from pylayers.store.file import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 BUBBLEWRAP = "bwrap"
 PID_POLL_MS = 1

@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from pylayers._native import sysmount
 from pylayers.container.bundle import runtime_error
@@ -41,6 +40,10 @@ from pylayers.container.spec import forbids_devices
 from pylayers.errors import Conflict, PylayersError, translate_os_error
 from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 CHUNK_BYTES = 64 << 10
 DRAIN_MS = 200

@@ -12,13 +12,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pylayers
 from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.container.remove import clean_leftovers
 from pylayers.container.stop import send_signal
 from pylayers.errors import Conflict, ContainerError, NotFound, translate_os_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 

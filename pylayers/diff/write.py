@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from blake3 import blake3
 
 from pylayers._native import tarwrite
 from pylayers.errors import Conflict, InvalidInput, translate_os_error
-from pylayers.oci.digest import digest_from_hex
+from pylayers.oci.digest import choose_sha256, digest_from_hex
 from pylayers.store import Store
-from pylayers.store.entry import Buffer
+from pylayers.store.entry import Buffer, EntryTable
 from pylayers.store.layer import Layer
 
 # Large layers pass the page cache by: see docs/decisions/0006.
 DIRECT_FROM_BYTES = 64 << 20
 # Larger files share their blocks with the layer where the file system can: see docs/decisions/0011.
 CLONE_FROM_BYTES = 64 << 10
+SMALL_ROWS = 64
 
 
 def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer) -> Layer:
@@ -32,7 +31,7 @@ def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer)
                 records,
                 heap,
                 sources,
-                hashlib.sha256,
+                choose_sha256(count_bytes(records)),
                 blake3,
                 direct_from_bytes=DIRECT_FROM_BYTES,
                 clone_from_bytes=CLONE_FROM_BYTES,
@@ -46,6 +45,12 @@ def write_layer(store: Store, records: bytearray, heap: Buffer, sources: Buffer)
         except ValueError as error:
             raise InvalidInput(f"cannot be stored in a layer: {error}") from error
         return writer.commit(records, heap, size_bytes, digest_from_hex(digest.hex()))
+
+
+def count_bytes(records: bytearray) -> int | None:
+    """Count the bytes that the files of a small table have; None for one of many rows, each of which takes a look."""
+    table = EntryTable(records, b"")
+    return None if len(table) > SMALL_ROWS else sum(entry.size_bytes for entry in table)
 
 
 def show_name(name: object) -> str:

@@ -6,15 +6,17 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Unpack
 
 from pylayers.store import Store
 from pylayers.store.location import default_root
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from pylayers.build.check import CheckResult
     from pylayers.build.event import BuildResult, Subscriber
-    from pylayers.build.request import BuildRequest
+    from pylayers.build.keyword import BuildRequest
     from pylayers.container.runtime import Runtime
     from pylayers.engine.container import ContainerActions
     from pylayers.engine.image import ImageActions
@@ -104,7 +106,7 @@ class Engine:
         """Build a Dockerfile and tag the image; return its digests, every step's timing and the cache hits.
 
         A context that is a file is taken for the Dockerfile, with its folder as the context. subscriber gets every
-        event, one at a time, from the stages' threads. What else can be given is in build.request.BuildRequest.
+        event, one at a time, from the stages' threads. What else can be given is in build.keyword.BuildRequest.
         Raises InvalidInput, NotFound and BuildError with their place in the Dockerfile.
         """
         from pylayers.build.builder import build

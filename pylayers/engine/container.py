@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
 
 from pylayers.container import record
 from pylayers.container.isolation import ContainerMount, Isolation, Process, mount_from_request
@@ -26,7 +25,10 @@ from pylayers.snapshot.snapshotter import Changes, Snapshotter
 from pylayers.store.entry import EntryTable
 from pylayers.store.holder import ContainerRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO, Any
+
     from pylayers.container.logs import LogRecord
     from pylayers.diff.compare import PathChange
     from pylayers.engine import Engine

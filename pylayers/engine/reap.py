@@ -33,7 +33,7 @@ def find_ended(parent: Path) -> Iterator[str]:
     """Yield the ids of an earlier boot's --rm containers, as docker does when its daemon starts; once a boot."""
     marker, boot = parent / SWEPT, boot_id()
     try:
-        if marker.read_text("ascii", "replace") == boot:
+        if marker.read_text("utf-8", "replace") == boot:
             return
     except FileNotFoundError:
         pass

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pylayers._native import filehash, tardiff, walk
 from pylayers.diff.apply import apply_layer
@@ -25,6 +24,7 @@ from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, EntryTable, TableBu
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt

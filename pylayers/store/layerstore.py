@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import digest_from_hex, digest_hex, is_digest
@@ -18,6 +17,7 @@ from pylayers.store.file import fresh_name, remove_tree, sync_path, translates, 
 from pylayers.store.index import CHECK_HINT, CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
 from pylayers.store.layer import Layer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.store.lease import Lease
     from pylayers.store.workspace import Workspace

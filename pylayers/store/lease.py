@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import InvalidInput
 from pylayers.record import record
 from pylayers.store.database import Database
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.store.lock import Lock
     from pylayers.store.workspace import Workspace

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import Conflict, InvalidInput, Unsupported
 from pylayers.store.blob import BlobStore
@@ -20,6 +19,7 @@ from pylayers.store.lock import Lock
 from pylayers.store.metadata import Metadata
 from pylayers.store.workspace import Workspace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.store.check import Problem
     from pylayers.store.collect import Collected
@@ -205,7 +205,7 @@ def check_version(root: Path) -> bool:
     """Tell whether root is a data root; raises Unsupported for a newer one, InvalidInput for another's directory."""
     path = root / "image" / _VERSION_FILE
     try:
-        text = path.read_text("ascii", "replace").strip()
+        text = path.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         text = ""
     if text:

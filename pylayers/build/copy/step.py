@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pylayers.build.base import open_local_context
 from pylayers.build.cache.key import copy_key, copy_partial_key
 from pylayers.build.cache.step import CachedStep
@@ -16,6 +14,7 @@ from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.record import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.copy.layout import SourceTree
     from pylayers.build.copy.rows import LayerRows
