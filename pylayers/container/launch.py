@@ -10,7 +10,6 @@ import select
 import signal
 from pathlib import Path
 
-from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import minimal_environment, runtime_error, write_config
 from pylayers.container.network import write_network_files
 from pylayers.container.record import ContainerSpec
@@ -215,6 +214,8 @@ def _open_process(pid: int) -> int:
 def _start_bubblewrap(
     directory: Path, spec: ContainerSpec, config: dict[str, Any], standard: tuple[int, int, int], *, controlling: bool
 ) -> Launched:
+    from pylayers.container.bubblewrap import bubblewrap_arguments
+
     info_read, info_write = os.pipe()
     os.set_inheritable(info_write, True)
     try:

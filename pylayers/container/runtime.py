@@ -9,7 +9,7 @@ import functools
 import importlib
 import os
 
-from pylayers.diff.apply import in_user_namespace
+from pylayers.diff.namespace import in_user_namespace
 from pylayers.errors import InvalidInput, RuntimeMissing
 from pylayers.record import record
 

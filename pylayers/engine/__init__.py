@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from types import TracebackType
 
 from pylayers.store import Store
 from pylayers.store.location import default_root
+from pylayers.thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Engine:
         self.driver_name = driver
         self._runtime_name = runtime or os.environ.get(RUNTIME_VARIABLE)
         self._driver: Snapshotter | None = None
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     @classmethod
     def open(cls, root: Path | str | None = None, *, driver: str | None = None, runtime: str | None = None) -> Engine:

@@ -18,6 +18,7 @@ from pylayers.store.holder import ContainerRecord
 
 # A record without its directory is a container that removed itself; a younger one may be about to be made.
 REAP_AFTER_NS = 60 * 1_000_000_000
+CONTAINER_LABEL = "pylayers.container"  # of an anonymous volume: whose it is
 SWEPT = ".swept"  # holds the boot for which the directories were looked through
 
 

@@ -16,14 +16,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pylayers._native import copyup, erofs, tardiff
 from pylayers.errors import DriverError, PylayersError
 from pylayers.oci.digest import digest_hex
 from pylayers.record import record
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.imagemount import open_image
-from pylayers.snapshot.layerimage import give_metadata, settle_table
 from pylayers.snapshot.lower import LowerStack
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
@@ -184,6 +182,8 @@ class Driver(StackSnapshotter):
         """Make one image of the lowest layers where there are many lowers; directories above them stay their own."""
         if len(self._stack(links)) <= MOST_LOWERS:
             return
+        from pylayers._native import erofs, tardiff
+
         places = [Path(self._place(link)) for link in links]
         first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
         run = places[first:][::-1]
@@ -200,6 +200,9 @@ class Driver(StackSnapshotter):
     def _index(self, record: Record, directory: Path, layer: Layer) -> bool:
         """Lay an index beside a snapshot's files; False for a layer that has to be unpacked."""
         import tempfile
+
+        from pylayers._native import erofs
+        from pylayers.snapshot.layerimage import give_metadata, settle_table
 
         number = len(_layers(directory))
         hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
@@ -264,6 +267,8 @@ def _link_tar(layer: Layer, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             raise
+        from pylayers._native import copyup
+
         source = layer.open_tar()
         try:
             copy = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -312,6 +317,8 @@ def probe(directory: Path) -> Probe:
 
 
 def _probe_in(scratch: Path) -> Probe:
+    from pylayers._native import erofs
+
     for name in ("below", "upper", "work"):
         (scratch / name).mkdir()
     (scratch / "below" / "gone").touch()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pylayers.errors import (
     PylayersError,
     Unsupported,
 )
+from pylayers.thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Database:
         """Name the file. It is made when missing, unless `expected` says that there must have been one."""
         self._path = path
         self._expected = expected
-        self._mutex = threading.RLock()
+        self._mutex = RLock()
         self._connection: sqlite3.Connection | None = None
         self._depth = 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,8 @@ from pylayers.store.layer import Layer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
+
     from pylayers.store.lease import Lease
     from pylayers.store.workspace import Workspace
 
@@ -87,7 +88,11 @@ class _Syncing:
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         self._descriptor = descriptor
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._sync) if size_bytes >= _OVERLAP_BYTES else None
+        self._thread: threading.Thread | None = None
+        if size_bytes >= _OVERLAP_BYTES:
+            import threading
+
+            self._thread = threading.Thread(target=self._sync)
 
     def _sync(self) -> None:
         try:

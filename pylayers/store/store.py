@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from pylayers.store.location import STAT_CACHE_FOLDER
 from pylayers.store.lock import Lock
 from pylayers.store.metadata import Metadata
 from pylayers.store.workspace import Workspace
+from pylayers.thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Store:
         self._lock = lock
         self._workspace = Workspace(root / "tmp")
         self._leases: list[Lease] = []
-        self._mutex = threading.Lock()
+        self._mutex = allocate_lock()
         self.blobs = BlobStore(image / "blobs" / "sha256", self._workspace, self._admit)
         self.layers = LayerStore(image / "layers" / "sha256", self._workspace, self._admit)
         self.metadata = Metadata(image, self._workspace)
