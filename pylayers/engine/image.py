@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
@@ -15,7 +14,10 @@ from pylayers.oci.reference import Reference
 from pylayers.record import record as make_record
 from pylayers.record import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO
+
     from pylayers.build.state import StageState
     from pylayers.engine import Engine
     from pylayers.oci.platform import Platform

@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from pylayers._native import erofs, tardiff
 from pylayers.errors import DriverError, PylayersError
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.imagemount import open_image
-from pylayers.snapshot.layerimage import give_metadata, settle_table
 from pylayers.snapshot.layerplace import (
     IMAGE,
     INDEX,
@@ -37,7 +35,6 @@ from pylayers.snapshot.layerplace import (
     name_place,
 )
 from pylayers.snapshot.lower import LowerStack
-from pylayers.snapshot.lowertable import TableStack
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
@@ -46,6 +43,10 @@ from pylayers.store.file import remove_tree, sync_path
 from pylayers.store.index import open_index
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.snapshot.lowertable import TableStack
 
 # Above so many lowers they are merged: each costs a mount some 0.2 ms and every look-up a step; overlayfs takes 500.
 MOST_LOWERS = 32
@@ -167,6 +168,8 @@ class Driver(StackSnapshotter):
 
     def _tables_below(self, record: Record) -> TableStack:
         """Show what `_below` does without mounting every image."""
+        from pylayers.snapshot.lowertable import TableStack
+
         links = self._chain(record)
         own = [Head(str(place), 1) for place in reversed(list_places(self.catalog.directory(record)))]
         return TableStack([*own, *self._heads(links)], lambda head: self._lower(head, links))
@@ -211,6 +214,8 @@ class Driver(StackSnapshotter):
         """Make one image of the lowest layers where there are many lowers; directories above them stay their own."""
         if len(self._heads(links)) <= MOST_LOWERS:
             return
+        from pylayers._native import erofs, tardiff
+
         places = [Path(self._place(link)) for link in links]
         first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
         run = places[first:][::-1]
@@ -229,6 +234,9 @@ class Driver(StackSnapshotter):
     def _index(self, record: Record, directory: Path, layer: Layer) -> bool:
         """Lay an index beside a snapshot's files; False for a layer that has to be unpacked."""
         import tempfile
+
+        from pylayers._native import erofs
+        from pylayers.snapshot.layerimage import give_metadata, settle_table
 
         number = len(list_places(directory))
         hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
@@ -285,6 +293,8 @@ def probe(directory: Path) -> Probe:
 
 
 def _probe_in(scratch: Path) -> Probe:
+    from pylayers._native import erofs
+
     for name in ("below", "upper", "work"):
         (scratch / name).mkdir()
     (scratch / "below" / "gone").touch()

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pylayers._native import copyup
 from pylayers.oci.digest import digest_hex
 from pylayers.record import record
 from pylayers.store.index import write_index
@@ -90,6 +89,8 @@ def link_tars(layer: Layer, place: Path) -> int | None:
 
 def copy_tar(layer: Layer, target: Path) -> None:
     """Copy a layer's tar, whole and synced, to another file system; the store's stays as it is."""
+    from pylayers._native import copyup
+
     with ExitStack() as stack:
 
         def keep(descriptor: int) -> int:

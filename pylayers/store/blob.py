@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import check_digest, digest_hex, digest_of
@@ -16,7 +15,10 @@ from pylayers.record import record
 from pylayers.store.file import remove_file, sync_path, translates, translating, write_all
 from pylayers.store.index import CHECK_HINT
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from pylayers.store.lease import Lease
     from pylayers.store.workspace import Workspace
 

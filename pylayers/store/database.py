@@ -1,13 +1,14 @@
-"""The SQLite file image/metadata.db: connection, schema, transactions. The first use opens it (and imports sqlite3)."""
+"""The SQLite file image/metadata.db: connection, schema, transactions. The first use opens it (and imports SQLite).
+
+`_sqlite3` is what `sqlite3` is made of; that one adds its ways to store dates, and loads datetime for them (2 ms).
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import (
     AlreadyExists,
@@ -18,9 +19,14 @@ from pylayers.errors import (
     PylayersError,
     Unsupported,
 )
+from pylayers.thread import RLock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
+    from typing import Any
+
+    Rows = list[tuple[Any, ...]]
 
 BUSY_TIMEOUT_MS = 30_000
 BUSY_PAUSE_S = 0.005
@@ -79,8 +85,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
-Rows = list[tuple[Any, ...]]
-
 
 class Database:
     """Run statements on one connection, shared by the threads of a process under one lock.
@@ -92,13 +96,13 @@ class Database:
         """Name the file. It is made when missing, unless `expected` says that there must have been one."""
         self._path = path
         self._expected = expected
-        self._mutex = threading.RLock()
+        self._mutex = RLock()
         self._connection: sqlite3.Connection | None = None
         self._depth = 0
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            import sqlite3
+            import _sqlite3 as sqlite3
 
             if self._expected is not None and not self._path.exists() and self._expected():
                 raise IntegrityError(f"{self._path} is missing, though there are images", hint=REBUILD_HINT)
@@ -119,7 +123,7 @@ class Database:
     @contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
         with self._mutex:
-            import sqlite3
+            import _sqlite3 as sqlite3
 
             try:
                 yield self._connect()
@@ -187,7 +191,7 @@ def choose_journal(connection: sqlite3.Connection) -> None:
     Of two connections that do so at once SQLite refuses one without asking the busy handler (each holds what the other
     waits for), so that it is asked again here until BUSY_TIMEOUT_MS are over.
     """
-    import sqlite3
+    import _sqlite3 as sqlite3
 
     deadline_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import Conflict, InvalidInput, Unsupported
 from pylayers.store.blob import BlobStore
@@ -19,7 +17,9 @@ from pylayers.store.location import STAT_CACHE_FOLDER
 from pylayers.store.lock import Lock
 from pylayers.store.metadata import Metadata
 from pylayers.store.workspace import Workspace
+from pylayers.thread import allocate_lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.store.check import Problem
     from pylayers.store.collect import Collected
@@ -56,7 +56,7 @@ class Store:
         self._lock = lock
         self._workspace = Workspace(root / "tmp")
         self._leases: list[Lease] = []
-        self._mutex = threading.Lock()
+        self._mutex = allocate_lock()
         self.blobs = BlobStore(image / "blobs" / "sha256", self._workspace, self._admit)
         self.layers = LayerStore(image / "layers" / "sha256", self._workspace, self._admit)
         self.metadata = Metadata(image, self._workspace)
@@ -211,7 +211,7 @@ def check_version(root: Path) -> int:
     """
     path = root / "image" / _VERSION_FILE
     try:
-        text = path.read_text("ascii", "replace").strip()
+        text = path.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         text = ""
     if text:

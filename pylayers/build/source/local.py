@@ -13,7 +13,6 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pylayers._native import confirm, filehash, graft, tardiff, walk
 from pylayers.build.copy.destination import Ownership
@@ -34,6 +33,7 @@ from pylayers.store.entry import (
 from pylayers.store.row import Entry
 from pylayers.store.statcache import KnownTree, StatCache
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.source.pathfilter import PathFilter
 
