@@ -11,7 +11,7 @@ from pylayers.build.request import KEYWORDS, read_request
 
 
 def test_every_keyword_that_is_told_of_is_taken(tmp_path: Path) -> None:
-    assert KEYWORDS == set(BuildRequest.__annotations__)
+    assert set(BuildRequest.__annotations__) == KEYWORDS
 
 
 def test_a_keyword_that_there_is_not_is_refused(tmp_path: Path) -> None:
