@@ -267,3 +267,7 @@ class Metadata:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+    def leave(self) -> None:
+        """Leave the database to the end of this process."""
+        self.database.leave()

@@ -53,6 +53,7 @@ class Store:
     def __init__(self, root: Path, lock: Lock) -> None:
         image = root / "image"
         self.root = root
+        self.ends_with_process = False  # set by whoever closes it just before its process ends: see Database.leave
         self._lock = lock
         self._workspace = Workspace(root / "tmp")
         self._leases: list[Lease] = []
@@ -191,7 +192,10 @@ class Store:
                 leases = list(self._leases)
             for lease in leases:
                 lease.close()
-            self.metadata.close()
+            if self.ends_with_process:
+                self.metadata.leave()
+            else:
+                self.metadata.close()
             self._workspace.close()
             self._lock.close()
 

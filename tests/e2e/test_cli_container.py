@@ -44,7 +44,8 @@ def test_run_and_commit_import_what_they_use(cli: Cli) -> None:
     cli("run", "--name", "changed", "box", "touch", "/etc/made")
     cli("commit", "changed", "made")  # the driver is chosen, and its modules are compiled
     ran = cli.loaded("run", "--rm", "box", "true")
-    committed = cli.loaded("commit", "changed", "made")
+    cli("run", "--name", "again", "box", "touch", "/etc/again")
+    committed = cli.loaded("commit", "again", "made")
     assert "pylayers.container.monitor" in ran
     assert "pylayers.diff.write" in committed
     assert not heavy(ran | committed)
