@@ -75,6 +75,8 @@ def mark(store: Store, *, keep_cache: bool) -> Reachable:
     metadata = store.metadata
     reachable = Reachable()
     wanted_chains: set[str] = set()
+    # First of all: who ends a lease meanwhile has recorded what it held, which is then read below. None begins to hold.
+    held = metadata.leases.items()
     manifests = {digest for _, digest in metadata.references.walk()}
     for image in metadata.images.walk():
         manifests.add(image.digest)
@@ -89,7 +91,7 @@ def mark(store: Store, *, keep_cache: bool) -> Reachable:
         reachable.layers.update(step.diff_ids)
         if step.chain_id:
             wanted_chains.add(step.chain_id)
-    for kind, name in metadata.leases.items():
+    for kind, name in held:
         if kind == "layer":
             reachable.layers.add(name)
         elif kind == "blob":

@@ -50,6 +50,32 @@ def test_an_image_keeps_all_it_needs_and_its_removal_frees_only_its_own(store: S
     assert store.check() == []
 
 
+@pytest.mark.parametrize("relation", ["references", "images", "containers", "steps", "leases"])
+def test_what_is_recorded_and_let_go_while_it_is_looked_for_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch, relation: str
+) -> None:
+    """A build ends while another process collects: what it made is held by the lease until its image is there."""
+    lease = store.lease("build")
+    layer = add_layer(store, b"made")
+    config = store.blobs.put(b'{"config":1}')
+    manifest = store.blobs.put(Manifest(Descriptor(MEDIA_CONFIG, config, 1), ()).to_json())
+    kind = type(getattr(store.metadata, relation))
+    name = "items" if relation == "leases" else "walk"
+    original = getattr(kind, name)
+
+    def read(*given: object) -> object:
+        found = list(original(*given))
+        if lease.open:
+            store.metadata.images.add(ImageRecord(manifest, config, (layer.diff_id,), 1, 1))
+            lease.close()
+        return found
+
+    monkeypatch.setattr(kind, name, read)
+    found = store.collect()
+    assert not lease.open
+    assert (found.layers, found.blobs) == ((), ())
+
+
 def test_a_dangling_image_stays(store: Store) -> None:
     _, layers = add_image(store, "one", b"a")
     assert store.collect().layers == ()
