@@ -10,6 +10,7 @@ from blake3 import blake3
 from pylayers.errors import Conflict, InvalidInput, PylayersError, Unsupported
 from pylayers.store import Store
 from pylayers.store.entry import FLAG_HASHED
+from pylayers.store.file import write_file
 from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
 from pylayers.store.store import FOLDERS
 from tests.unit.store_sample import add_layer, digest, make_table, make_tar
@@ -173,3 +174,35 @@ def test_rebuild_needs_the_root_for_itself(store: Store) -> None:
     with store.lease("x"), pytest.raises(Conflict, match="lease"):
         store.rebuild()
     store.rebuild()
+
+
+@pytest.mark.parametrize("times", [1, 2, 9])
+def test_a_repair_while_another_process_writes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Its file is taken for what a dead process left: it writes it again, unless that goes on for ever."""
+    layer = add_layer(store, b"content")
+    path = tmp_path / "folder" / "name.json"
+    path.parent.mkdir()
+    original, left = os.rename, times
+
+    def rename(source: Path, target: Path) -> None:
+        nonlocal left
+        if left and source.name.startswith("."):
+            left -= 1
+            source.unlink()
+        original(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    if times > 2:
+        with pytest.raises(FileNotFoundError):
+            write_file(path, b"content")
+        assert not path.exists()
+        return
+    write_file(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert os.listdir(path.parent) == [path.name]
+    left = times
+    assert store.layers.replace_index(layer.diff_id, layer.table, b"").table.records == layer.table.records
+    assert left == 0
+    store.layers.verify(layer.diff_id)
