@@ -69,7 +69,8 @@ def collect(root: Path, ended: Path) -> None:
     while not ended.exists():
         with Engine.open(root) as engine:
             engine.store.collect(keep_cache=draw.random() < 0.7)
-            assert [found for found in engine.store.check(repair=True) if found.kind in ("layer", "blob", "image")] == []
+            damaged = [found for found in engine.store.check(repair=True) if found.kind in ("layer", "blob", "image")]
+            assert damaged == []
         time.sleep(0.05)
 
 
