@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,20 @@ BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH.parent), str(BENCH)]
 
 from container import LIBRARY_GOAL_S, OWN_BUNDLE  # noqa: E402
+from disk import missing_tool  # noqa: E402
 from failure import FAILED  # noqa: E402
-from report import MEMORY_GOAL_BYTES, describe_machine  # noqa: E402
+from report import (  # noqa: E402
+    MEMORY_GOAL_BYTES,
+    REFLINK_GOALS,
+    REFLINK_SYSTEMS,
+    describe_machine,
+    name_input,
+)
 from table import MemoryRow, Row, draw, is_memory, render_rows  # noqa: E402
 
-GROUPS = ("build", "container", "copy_up", "kernel", "growth", "read_way", "start")
-QUICK_GROUPS = ("build", "kernel", "growth", "read_way", "start")
-DOCKER_GROUPS = ("build", "container", "copy_up", "kernel")
+GROUPS = ("build", "reflink", "container", "copy_up", "kernel", "growth", "read_way", "start")
+QUICK_GROUPS = ("build", "reflink", "kernel", "growth", "read_way", "start")
+DOCKER_GROUPS = ("build", "reflink", "container", "copy_up", "kernel")
 WORSE = {"s": "slower", "MB": "larger"}
 SLOWER = 1.25  # than the best before, on the same machine: marked in the history
 RESULT_NAMES = {"copy_up": "copy-up"}
@@ -60,10 +68,11 @@ def read_build(result: dict[str, Any]) -> Iterator[AnyRow]:
             "first": limits["sha256_s"],
         }.get(work["work"], limits["stat_s"])
         kind, source = work["work"], work["source"]
-        title = f"{BUILD_TITLES[kind]}: {source}"
+        title = f"{BUILD_TITLES[kind]}: {name_input(work)}"
+        goals = REFLINK_GOALS if work["file_system"] in REFLINK_SYSTEMS else BUILD_GOALS
         yield Row(
             title, work["pylayers_s"], "docker" if work["docker_s"] else None, work["docker_s"],
-            BUILD_GOALS.get((kind, source)), limit, BUILD_LIMIT_GOALS[kind],
+            goals.get((kind, source)), limit, BUILD_LIMIT_GOALS[kind],
         )  # fmt: skip
         if work["buildah_s"]:
             yield Row(
@@ -92,9 +101,31 @@ def read_copies(result: dict[str, Any]) -> Iterator[AnyRow]:
         yield Row(title, work["pylayers_s"], work["peer"], work["peer_s"], work["goal"], work["limit_s"], None)
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script to run, and how its result's name begins."""
+
+    command: list[str]
+    result_name: str
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[AnyRow]]] = {
-    "build": read_build, "container": read_container, "copy_up": read_copies,
+    "build": read_build, "reflink": read_build, "container": read_container, "copy_up": read_copies,
 }  # fmt: skip
+
+
+def plan_group(group: str, options: argparse.Namespace) -> tuple[list[Script], list[str]]:
+    """Return the scripts of a group, and a note for each that can't be run here."""
+    if group != "reflink":
+        return [Script(command_of(group, options), RESULT_NAMES.get(group, group))], []
+    scripts, notes = [], []
+    for kind in REFLINK_SYSTEMS:
+        if missing := missing_tool(kind):
+            notes.append(f"builds on {kind}: {missing} is not installed")
+            continue
+        given = ["--source", "big", "--file-system", kind]
+        scripts.append(Script([*command_of("build", options), *given], f"build-{kind}"))
+    return scripts, notes
 
 
 def command_of(group: str, options: argparse.Namespace) -> list[str]:
@@ -116,19 +147,29 @@ def command_of(group: str, options: argparse.Namespace) -> list[str]:
 
 
 def run_group(group: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run a group's script and return its rows and notes; a failure is a note."""
-    results = options.cache / "results"
+    """Run a group's scripts and return their rows and notes; a failure is a note."""
+    rows: list[dict[str, Any]] = []
+    scripts, notes = plan_group(group, options)
+    for script in scripts:
+        print(f"== {group}: {script.result_name}", file=sys.stderr, flush=True)
+        found, told = run_script(group, script, options.cache / "results")
+        rows += found
+        notes += told
+    return rows, notes
+
+
+def run_script(group: str, script: Script, results: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run one script and return the rows and notes of its result."""
     before = set(results.glob("*.json")) if results.exists() else set()
-    print(f"== {group}", file=sys.stderr, flush=True)
-    code = subprocess.run(command_of(group, options), stdout=subprocess.DEVNULL).returncode
-    name = RESULT_NAMES.get(group, group)
-    made = sorted(path for path in results.glob(f"{name}-*.json") if path not in before) if results.exists() else []
+    code = subprocess.run(script.command, stdout=subprocess.DEVNULL).returncode
+    named = results.glob(f"{script.result_name}-*.json") if results.exists() else ()
+    made = sorted(path for path in named if path not in before)
     if not made:
-        return [], [f"{group}: its script left with {code} and no result"]
+        return [], [f"{script.result_name}: its script left with {code} and no result"]
     result = json.loads(made[-1].read_text())
     notes = list(result.get("notes", ()))
     if code:
-        notes.append(f"{group}: its script left with {code}")
+        notes.append(f"{script.result_name}: its script left with {code}")
     if group in READERS:
         return [row.describe() for row in READERS[group](result)], notes
     return result["rows"], notes

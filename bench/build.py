@@ -3,7 +3,8 @@
 Every round does each kind of work once per side, and who is first changes from round to round. Before each run the
 source files are read, so both sides find them in the page cache, and earlier writes are flushed. A cold build begins
 with nothing but the base image on either side: no image, no layer, no build cache, no transferred context. Where it is
-installed, `buildah bud` does the cold builds as well.
+installed, `buildah bud` does the cold builds as well. With `--file-system` the sources and every side's data root lie
+on a new file system of that kind, in a loop file below the cache, that goes with the comparison.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from buildah import Buildah
+from disk import MAKE_DISK, call, enter_own_mounts, fresh_disk
 from failure import FAILURES, describe_failure, exit_status
 from limit import Limits, measure_limits
 from peer import Docker, PeerError
@@ -51,6 +53,7 @@ class Comparison:
     base: Path
     docker: Docker | None
     buildah: Buildah | None
+    file_system: str | None = None  # one of its own that all of it lies on
     notes: list[str] = field(default_factory=list)
     works: dict[tuple[str, str], Work] = field(default_factory=dict)
     with_cold: bool = True
@@ -59,7 +62,7 @@ class Comparison:
 
     def work(self, kind: str, source: Source) -> Work:
         """Return the samples of one kind of work on one source."""
-        return self.works.setdefault((source.name, kind), Work(kind, source.name))
+        return self.works.setdefault((source.name, kind), Work(kind, source.name, self.file_system))
 
     def settle(self, source: Source) -> None:
         """Bring the source into the page cache and let earlier writes reach the disk."""
@@ -192,18 +195,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     cache: Path = options.cache.absolute()
     base = prepare_base(cache, small=options.quick)
     names = ["quick"] if options.quick else options.source.split(",")
-    sources = [prepare_source(cache, each, BASE) for each in names]
-    machine = describe_machine(cache)
     limits: dict[str, Limits] = {}
     with ExitStack() as stack:
-        docker = open_docker(stack, cache, options.docker_root, sources) if options.docker else None
+        place, sources = open_place(stack, cache, names, options.file_system)
+        machine = describe_machine(place)
+        docker = open_docker(stack, place, options.docker_root, sources) if options.docker else None
         if docker is not None:
             docker.import_base(base, BASE)
         comparison = Comparison(
-            cache / "pylayers", base, docker, None, with_cold=options.cold, with_changed=options.changed
-        )
+            place / "pylayers", base, docker, None, options.file_system,
+            with_cold=options.cold, with_changed=options.changed,
+        )  # fmt: skip
         if options.buildah and options.cold:
-            comparison.buildah = open_buildah(stack, cache, base, comparison.notes)
+            comparison.buildah = open_buildah(stack, place, base, comparison.notes)
         buildah_version = None if comparison.buildah is None else comparison.buildah.version()
         if not options.cold:
             fresh_root(comparison.root, base, BASE)
@@ -214,38 +218,54 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 comparison.play_round(source)
                 if source.name not in limits:
                     tar = layer_tar(comparison.root, name(source))
-                    limits[source.name] = measure_limits(source.directory, tar, cache / "limit.scratch")
+                    limits[source.name] = measure_limits(source.directory, tar, place / "limit.scratch")
         versions = None if docker is None else docker.versions()
+        sizes = {source.name: asdict(measure_tree(source.directory)) for source in sources}
     for work in comparison.works.values():
         limit = limits[work.source]
         whole = work.kind in ("cold", "changed", "first")
         work.limit_s = max(limit.read_s, limit.sha256_s, limit.write_s) if whole else limit.stat_s
     return {
         "command": find_command()[1:] or ["pylayers"],
+        "file_system": options.file_system,
         "machine": {**machine, "load_average_at_end": os.getloadavg()},
         "docker": versions,
         "buildah": buildah_version,
         "notes": comparison.notes,
         "rounds": options.rounds,
-        "sources": {source.name: asdict(measure_tree(source.directory)) for source in sources},
+        "sources": sizes,
         "limits": {key: asdict(limit) for key, limit in limits.items()},
         "works": [work.summary() for work in comparison.works.values()],
     }
 
 
-def open_docker(stack: ExitStack, cache: Path, root: Path | None, sources: list[Source]) -> Docker:
+def open_place(
+    stack: ExitStack, cache: Path, names: list[str], file_system: str | None
+) -> tuple[Path, list[Source]]:
+    """Return where data roots are to lie, and the sources there: a file system of the comparison's own has copies."""
+    sources = [prepare_source(cache, each, BASE) for each in names]
+    if file_system is None:
+        return cache, sources
+    place = stack.enter_context(fresh_disk(file_system, cache / "disk"))
+    (place / "source").mkdir()
+    for source in sources:
+        call("cp", "-a", str(source.directory), str(place / "source" / source.name))
+    return place, [prepare_source(place, each, BASE) for each in names]
+
+
+def open_docker(stack: ExitStack, place: Path, root: Path | None, sources: list[Source]) -> Docker:
     """Start the peer until the stack is closed."""
     shared = {source.name: source.directory for source in sources}
     inside = None if root is None else root.absolute()
-    return stack.enter_context(Docker(cache / "docker", inside, shared, cache / "dockerfile"))
+    return stack.enter_context(Docker(place / "docker", inside, shared, place / "dockerfile"))
 
 
-def open_buildah(stack: ExitStack, cache: Path, base: Path, notes: list[str]) -> Buildah | None:
+def open_buildah(stack: ExitStack, place: Path, base: Path, notes: list[str]) -> Buildah | None:
     """Prepare buildah's storage until the stack is closed; a note tells where that can't be."""
     if shutil.which("buildah") is None:
         notes.append("cold builds: buildah is not installed")
         return None
-    buildah = Buildah(cache / "buildah")
+    buildah = Buildah(place / "buildah")
     try:
         buildah.import_base(base, BASE)
     except FAILURES as error:
@@ -277,6 +297,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--no-buildah", dest="buildah", action="store_false", help="leave buildah's cold builds out")
     parser.add_argument("--no-changed", dest="changed", action="store_false", help="leave out the rebuild of one file")
     parser.add_argument("--no-cold", dest="cold", action="store_false", help="leave out the build from nothing")
+    parser.add_argument("--file-system", choices=tuple(MAKE_DISK), help="build on a new one, not where the cache lies")
     parser.add_argument("--docker-root", type=Path, help="a Debian root that dockerd and docker are run from")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()
@@ -287,15 +308,22 @@ def read_options() -> argparse.Namespace:
     return options
 
 
+def result_kind(file_system: str | None) -> str:
+    """Return what a result's name begins with."""
+    return "build" if file_system is None else f"build-{file_system}"
+
+
 def main() -> int:
     """Run the comparison; the exit status tells whether it could be made and memory kept its bound."""
     options = read_options()
     try:
+        if options.file_system is not None:
+            enter_own_mounts()
         result = compare(options)
     except (PrepareError, PeerError, SubjectError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    path = write_result(options.cache, result)
+    path = write_result(options.cache, result, result_kind(options.file_system))
     show(result)
     print(f"\nwritten to {path}", file=sys.stderr)
     peaks = [work["rss_anon_peak_bytes"] or 0 for work in result["works"]]

@@ -18,14 +18,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from container_side import APP, Sample, Subject, make_archive, timed
+from disk import call, enter_own_mounts, fresh_disk
 from failure import FAILURES, describe_failure, exit_status
 from limit import BLOCK_BYTES
 from peer import Docker, PeerError
@@ -36,49 +37,9 @@ from subject import SubjectError, find_command
 from pylayers._native import copyup
 
 FILE_BYTES = 1 << 30
-DISK_BYTES = 24 << 30
-MAKE_DISK = {
-    "ext4": ("mkfs.ext4", "-q", "-F", "-N", "2000000"),
-    "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
-    "btrfs": ("mkfs.btrfs", "-q"),
-}
 # (work) -> how many times faster pylayers has to be
 GOALS = {"file": 1 / 1.1, "tree": 1.0, "volume": 2.0}
 PEERS = {"file": "cp --reflink=auto", "tree": "cp -a", "volume": "docker run -v"}
-
-
-@contextmanager
-def fresh_disk(kind: str, place: Path) -> Iterator[Path]:
-    """Mount a new file system of a kind in a sparse file below place; both are gone afterwards."""
-    place.mkdir(parents=True, exist_ok=True)
-    image, root = place / f"{kind}.image", place / kind
-    with image.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    try:
-        call(*MAKE_DISK[kind], str(image))
-        device = call("losetup", "--direct-io=on", "--find", "--show", str(image)).strip()
-        try:
-            root.mkdir(exist_ok=True)
-            call("mount", device, str(root))
-            try:
-                yield root
-            finally:
-                call("umount", str(root))
-        finally:
-            call("losetup", "--detach", device)
-    finally:
-        image.unlink()
-
-
-def call(*command: str) -> str:
-    """Run a command that prepares or ends a work. Raises PrepareError."""
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise PrepareError(f"{command[0]} is not installed") from None
-    if done.returncode:
-        raise PrepareError(f"{' '.join(command)} failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -282,6 +243,7 @@ def main() -> int:
     if options.rounds < 1:
         parser.error("--rounds is at least 1")
     try:
+        enter_own_mounts()
         result = compare(options)
     except (PrepareError, PeerError, SubjectError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,11 +37,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from copy_up import fresh_disk
+from disk import enter_own_mounts, fresh_disk
 from report import describe_machine, write_result
-from zfs import enter_own_mounts, used_bytes, zfs_pool
+from source import PrepareError
+from zfs import used_bytes, zfs_pool
 
 from pylayers.errors import PylayersError
+from pylayers.image.unpack import unpack_one
 from pylayers.snapshot import mapper
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.mount import mounted
@@ -101,10 +103,7 @@ def play(driver: Snapshotter, layers: list[Layer], scratch: Path) -> tuple[dict[
     with timed("create"):
         parent = None
         for number, layer in enumerate(layers):
-            key = f"unpack-{number}"
-            driver.prepare(key, parent)
-            driver.apply(key, layer)
-            driver.adopt(f"layer-{number}", key, layer)
+            unpack_one(driver, f"layer-{number}", parent, layer)
             parent = f"layer-{number}"
     started = time.perf_counter()
     with mounted(driver.prepare("container", parent), scratch) as top:
@@ -145,7 +144,7 @@ def find_grounds(stack: ExitStack, place: Path, wanted: list[str]) -> tuple[dict
             elif name == "zfs":
                 ground = stack.enter_context(zfs_pool(ground))
             found = probe_driver(ground / "root", name).probe
-        except (PylayersError, OSError, subprocess.SubprocessError) as error:
+        except (PrepareError, PylayersError, OSError, subprocess.SubprocessError) as error:
             absent[name] = str(error)
             continue
         if found.usable:

@@ -71,8 +71,8 @@ class Docker:
         pairs = [str(path) for pair in self._shared.items() for path in pair] if self._root else []
         with (self._state / "log").open("wb") as log:
             self._daemon = subprocess.Popen(
-                ("unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, "sh",
-                 str(self._root or ""), str(len(pairs) // 2), *pairs, *flags),
+                ("setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER,
+                 "sh", str(self._root or ""), str(len(pairs) // 2), *pairs, *flags),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + START_LIMIT_S

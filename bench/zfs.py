@@ -15,19 +15,11 @@ from pylayers.errors import PylayersError
 from pylayers.snapshot.zfscommand import run_zfs, uses_fuse
 from pylayers.store.mountpoint import detach_below
 
-CLONE_NEWNS = 0x00020000
-MS_REC = 0x4000
 # Where the daemon keeps its socket, its pid file and its cache; each gets a tmpfs of its own.
 DAEMON_FOLDERS = ("/run/zfs", "/var/lib/zfs", "/var/lock")
 POOL_BYTES = 4 << 30
 START_LIMIT_S = 20
 DESTROY_TRIES = 50
-
-
-def enter_own_mounts() -> None:
-    """Put this process into a mount namespace of its own, so that the daemon's folders hide nothing from others."""
-    sysmount.unshare(CLONE_NEWNS)
-    sysmount.mount(b"", b"/", b"", sysmount.MS_PRIVATE | MS_REC)
 
 
 @contextmanager

@@ -7,10 +7,35 @@ unchanged rebuild loads took 45 ms of its 150. These share one set of functions.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform, overload
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar, dataclass_transform, overload
+
+    T = TypeVar("T")
+else:
+
+    def overload(function):
+        """Stand in for typing's, which type checkers see."""
+        return function
+
+    def dataclass_transform(**_):
+        """Stand in for typing's, which type checkers see."""
+        return lambda function: function
+
+    class _NamedTupleMaker(type):
+        def __new__(cls, name, _bases, namespace):
+            fields = namespace["__annotations__"]
+            defaults = [namespace[field] for field in fields if field in namespace]
+            made = namedtuple(name, fields, defaults=defaults, module=namespace["__module__"])
+            made.__doc__ = namespace.get("__doc__")
+            return made
+
+    # As typing's, for classes of fields alone.
+    NamedTuple = type.__new__(_NamedTupleMaker, "NamedTuple", (), {})
+
 _MISSING: Any = object()
 
 
@@ -37,11 +62,13 @@ def record(cls: type[T], /) -> type[T]: ...
 
 
 @overload
-def record(*, frozen: bool = True, kw_only: bool = False) -> Callable[[type[T]], type[T]]: ...
+def record(  # noqa: F811
+    *, frozen: bool = True, kw_only: bool = False
+) -> Callable[[type[T]], type[T]]: ...
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def record(
+def record(  # noqa: F811
     cls: type[T] | None = None, /, *, frozen: bool = True, kw_only: bool = False
 ) -> type[T] | Callable[[type[T]], type[T]]:
     """Make a class a record of its annotated fields: __init__, comparison, hash and repr; frozen unless told otherwise.

@@ -14,13 +14,13 @@ from erofsformat cimport (
     BLOCK_BITS, BLOCK_BYTES, CHUNK_INDEXES, DEVICE_BYTES, DEVICE_SLOT, DIRENT_BYTES, FEATURE_CHECKSUM, FEATURE_CHUNKED,
     FEATURE_DEVICES, FEATURE_MTIME, FORMAT_CHUNKED, FORMAT_INLINE, FORMAT_PLAIN, HOLE, MAGIC, MOST_NAMES, OUT_BYTES,
     SLOT_BITS, SUPER_BYTES, SUPER_OFFSET, XATTR_HEADER_BYTES, checksum, chunk_t, device_t, dirent_t, flush, inode_t,
-    out_t, put, super_t, told,
+    kind_of, out_t, put, super_t, told,
 )
 from erofslayout cimport (
-    FAULT_DEVICE, FAULT_LINK, FAULT_NAME, FAULT_PARENT, FAULT_SIZE, FAULT_SPARSE, FAULT_XATTR, is_directory,
-    link_nodes, measure_directory, name_t, names_t, next_name, node_t, place_node, plan_chunks,
+    FAULT_DEVICE, FAULT_LINK, FAULT_NAME, FAULT_PARENT, FAULT_SIZE, FAULT_SPARSE, FAULT_XATTR, check_device, device_of,
+    is_directory, link_nodes, measure_directory, name_t, names_t, next_name, node_t, place_node, plan_chunks, tar_t,
 )
-from fileat cimport S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
+from fileat cimport S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from layercheck cimport check_table, table_t
 
 MOST_DEVICES = 15000             # the root's inode number has 16 bits, and the device table lies before it
@@ -28,8 +28,9 @@ MOST_DEVICES = 15000             # the root's inode number has 16 bits, and the 
 cdef struct job_t:
     table_t table
     node_t* nodes
-    const uint64_t* sizes        # of the devices
-    size_t devices
+    tar_t* tars
+    size_t tar_count
+    size_t devices               # of the tars and their bases
     uint8_t opaque_index         # namespace of the opaque mark
     uint64_t first_block         # of the directories' region
     uint64_t blocks              # of the whole image
@@ -129,20 +130,6 @@ cdef int each_xattr(job_t* job, const entry_t* row, uint32_t* size) noexcept nog
     return 0
 
 
-cdef int check_device(job_t* job, const entry_t* row) noexcept nogil:
-    cdef uint64_t length, packed = row.size_bytes
-    cdef uint32_t at = 8
-    if row.layer >= job.devices:
-        return FAULT_DEVICE
-    if row.flags & FLAG_SPARSE:
-        packed = 0
-        while at < row.link_length:
-            memcpy(&length, job.table.heap + row.link_offset + at, 8)
-            packed += length
-            at += 16
-    return FAULT_DEVICE if row.data_offset + packed > job.sizes[row.layer] else 0
-
-
 cdef int lay_out(job_t* job, uint32_t* row_at) noexcept nogil:
     """Place everything; 0 or a fault at row_at."""
     cdef uint64_t position = SUPER_OFFSET + SUPER_BYTES + DEVICE_BYTES * job.devices
@@ -171,7 +158,8 @@ cdef int lay_out(job_t* job, uint32_t* row_at) noexcept nogil:
             node.size = row.link_length
         elif kind == S_IFREG and row.size_bytes:
             node.format = FORMAT_CHUNKED
-            fault = fault or check_device(job, row) or plan_chunks(&job.table, row, node)
+            fault = (fault or check_device(&job.table, row, job.tars, job.tar_count)
+                     or plan_chunks(&job.table, row, node))
         if fault:
             return fault
         position = place_node(&job.table, job.nodes, at, position, &plain)
@@ -180,9 +168,15 @@ cdef int lay_out(job_t* job, uint32_t* row_at) noexcept nogil:
     return FAULT_SIZE if job.blocks >> 32 else 0
 
 
+cdef void put_device(job_t* job, uint64_t size_bytes) noexcept nogil:
+    cdef device_t device
+    memset(&device, 0, sizeof(device))
+    device.blocks = <uint32_t>((size_bytes + BLOCK_BYTES - 1) >> BLOCK_BITS)
+    put(&job.out, &device, DEVICE_BYTES)
+
+
 cdef void put_super(job_t* job) noexcept nogil:
     cdef super_t head
-    cdef device_t device
     cdef size_t at
     cdef uint32_t sum
     put(&job.out, NULL, SUPER_OFFSET)
@@ -197,10 +191,10 @@ cdef void put_super(job_t* job) noexcept nogil:
     head.devices = <uint16_t>job.devices
     head.device_slot = DEVICE_SLOT
     put(&job.out, &head, SUPER_BYTES)
-    for at in range(job.devices):
-        memset(&device, 0, sizeof(device))
-        device.blocks = <uint32_t>((job.sizes[at] + BLOCK_BYTES - 1) >> BLOCK_BITS)
-        put(&job.out, &device, DEVICE_BYTES)
+    for at in range(job.tar_count):
+        put_device(job, job.tars[at].size_bytes)
+        if job.tars[at].base_end:
+            put_device(job, job.tars[at].base_end)
     put(&job.out, NULL, (BLOCK_BYTES - told(&job.out) % BLOCK_BYTES) % BLOCK_BYTES)
     # All of this is in the buffer still, but for a table of thousands of devices.
     if told(&job.out) < OUT_BYTES:
@@ -247,30 +241,17 @@ cdef void fill_block(job_t* job, uint8_t* block, const name_t* pending, uint32_t
         offset += pending[at].length
 
 
-cdef inline uint8_t kind_of(uint32_t kind) noexcept nogil:
-    if kind == S_IFREG:
-        return 1
-    if kind == S_IFDIR:
-        return 2
-    if kind == S_IFCHR:
-        return 3
-    if kind == S_IFBLK:
-        return 4
-    if kind == S_IFIFO:
-        return 5
-    return 6 if kind == S_IFSOCK else 7
-
-
 cdef void put_chunks(job_t* job, const entry_t* row, const node_t* node) noexcept nogil:
     """Write where each chunk of a file lies: in a tar, or nowhere for a hole."""
     cdef uint64_t start = 0, packed = 0, offset = 0, length = 0
     cdef uint32_t at = 0
     cdef chunk_t chunk
+    cdef uint16_t device = device_of(row, job.tars)
     cdef bint sparse = row.flags & FLAG_SPARSE
     memset(&chunk, 0, sizeof(chunk))
     put(&job.out, NULL, (8 - told(&job.out) % 8) % 8)
     while start < row.size_bytes:
-        chunk.device = <uint16_t>(row.layer + 1)
+        chunk.device = device
         chunk.block = <uint32_t>((row.data_offset + start) >> BLOCK_BITS)
         if sparse:
             while at < row.link_length and offset + length <= start:
@@ -353,8 +334,32 @@ cdef void write_image(job_t* job) noexcept nogil:
     flush(&job.out)
 
 
+cdef int take_tars(job_t* job, list sizes, list ends) except -1:
+    """Number the devices: each tar's own, then its base."""
+    cdef size_t at
+    if len(ends) not in (0, len(sizes)):
+        raise ValueError(f"{len(ends)} bases for {len(sizes)} tars")
+    job.tar_count = len(sizes)
+    job.devices = len(sizes) + sum(1 for end in ends if end)
+    if job.devices > MOST_DEVICES:
+        raise NotMappable(f"{job.devices} devices; an image has at most {MOST_DEVICES}")
+    job.tars = <tar_t*>calloc(max(len(sizes), 1), sizeof(tar_t))
+    if job.tars == NULL:
+        raise MemoryError()
+    job.devices = 0
+    for at in range(job.tar_count):
+        job.tars[at].size_bytes = sizes[at]
+        job.tars[at].base_end = ends[at] if ends else 0
+        if job.tars[at].base_end > job.tars[at].size_bytes:
+            raise ValueError(f"the base of tar {at} ends behind it")
+        job.tars[at].device = <uint16_t>(job.devices + 1)
+        job.devices += 2 if job.tars[at].base_end else 1
+    return 0
+
+
 def write(
-    int fd, const uint8_t[::1] records not None, const uint8_t[::1] heap not None, devices, bint userxattr=False
+    int fd, const uint8_t[::1] records not None, const uint8_t[::1] heap not None, tar_sizes, bint userxattr=False,
+    base_ends=()
 ):
     """Write the image of a layer or merged table to the start of an empty file; see erofs.pyi."""
     cdef job_t job
@@ -362,33 +367,25 @@ def write(
     cdef Py_ssize_t bad
     cdef uint32_t row = 0
     cdef int fault = 0
-    cdef list sizes = list(devices)
-    cdef uint64_t* c_sizes = NULL
-    cdef size_t at
+    cdef list sizes = list(tar_sizes)
     if records.shape[0] % sizeof(entry_t) or not records.shape[0]:
         raise ValueError("the records end inside a record, or there are none")
-    if len(sizes) > MOST_DEVICES:
-        raise NotMappable(f"{len(sizes)} devices; an image has at most {MOST_DEVICES}")
     memset(&job, 0, sizeof(job))
     job.table.rows = <const entry_t*>&records[0]
     job.table.count = records.shape[0] // <Py_ssize_t>sizeof(entry_t)
     job.table.heap = &heap[0] if heap.shape[0] else <const uint8_t*>b""
     job.table.heap_bytes = <uint64_t>heap.shape[0]
     job.table.tar_bytes = max(sizes, default=0)
-    job.devices = len(sizes)
     job.opaque_index = 1 if userxattr else 4
     job.out.fd = fd
     if job.table.count >= 0x7FFFFFFF:
         raise NotMappable("more than 2147483646 rows")
     try:
-        c_sizes = <uint64_t*>malloc(max(len(sizes), 1) * sizeof(uint64_t))
+        take_tars(&job, sizes, list(base_ends))
         job.nodes = <node_t*>calloc(<size_t>job.table.count, sizeof(node_t))
         job.out.buffer = <uint8_t*>malloc(OUT_BYTES)
-        if c_sizes == NULL or job.nodes == NULL or job.out.buffer == NULL:
+        if job.nodes == NULL or job.out.buffer == NULL:
             raise MemoryError()
-        for at in range(job.devices):
-            c_sizes[at] = sizes[at]
-        job.sizes = c_sizes
         with nogil:
             bad = check_table(&job.table, &wrong)
             if bad < 0 and job.table.rows[0].path_length == 0:
@@ -407,4 +404,4 @@ def write(
     finally:
         free(job.nodes)
         free(job.out.buffer)
-        free(c_sizes)
+        free(job.tars)

@@ -7,6 +7,8 @@ from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from fileat cimport S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK
+
 cdef extern from "<unistd.h>" nogil:
     ssize_t pwrite(int, const void*, size_t, int64_t)
 
@@ -148,3 +150,17 @@ cdef inline uint32_t checksum(const uint8_t* content, size_t length) noexcept no
         for _bit in range(8):
             crc = (crc >> 1) ^ (POLYNOMIAL & -(crc & 1))
     return crc
+
+cdef inline uint8_t kind_of(uint32_t kind) noexcept nogil:
+    """Give a directory entry's type for a file's."""
+    if kind == S_IFREG:
+        return 1
+    if kind == S_IFDIR:
+        return 2
+    if kind == S_IFCHR:
+        return 3
+    if kind == S_IFBLK:
+        return 4
+    if kind == S_IFIFO:
+        return 5
+    return 6 if kind == S_IFSOCK else 7

@@ -37,6 +37,11 @@ cdef struct node_t:
     uint16_t format
     uint8_t chunk_bits           # beyond BLOCK_BITS
 
+cdef struct tar_t:               # one layer's data: its own file, and its base where it has one
+    uint64_t size_bytes
+    uint64_t base_end            # data before it lies in the base, at the same offsets; 0: there is no base
+    uint16_t device              # of the tar in chunk indexes; the base is the next one
+
 cdef struct names_t:             # a directory's entries in byte order, "." and ".." among them
     uint32_t child
     int dots                     # how many of the two were given
@@ -160,6 +165,29 @@ cdef inline int link_nodes(const table_t* table, node_t* nodes, uint32_t* row_at
             node.child = <uint32_t>target
             nodes[target].nlink += 1
     return 0
+
+cdef inline int check_device(
+    const table_t* table, const entry_t* row, const tar_t* tars, size_t count
+) noexcept nogil:
+    """Check that a file's data lies in one device as a whole; 0 or FAULT_DEVICE."""
+    cdef uint64_t length, packed = row.size_bytes, end
+    cdef uint32_t at = 8
+    if row.layer >= count:
+        return FAULT_DEVICE
+    if row.flags & FLAG_SPARSE:
+        packed = 0
+        while at < row.link_length:
+            memcpy(&length, table.heap + row.link_offset + at, 8)
+            packed += length
+            at += 16
+    end = tars[row.layer].size_bytes
+    if row.data_offset < tars[row.layer].base_end:
+        end = tars[row.layer].base_end
+    return FAULT_DEVICE if row.data_offset + packed > end else 0
+
+cdef inline uint16_t device_of(const entry_t* row, const tar_t* tars) noexcept nogil:
+    """Number the device that holds a checked row's data."""
+    return tars[row.layer].device + (row.data_offset < tars[row.layer].base_end)
 
 cdef inline uint8_t trailing_zeros(uint64_t value) noexcept nogil:
     cdef uint8_t bits = 0

@@ -31,7 +31,7 @@ def adopt_hashes(records: bytearray, start: int, grafted: _Buffer, first: int, c
 def count_same(records: _Buffer, heap: _Buffer, old_records: _Buffer, old_heap: _Buffer, limit_bytes: int) -> int:
     """Count the leading rows that make the same bytes of a canonical tar as an earlier table's, up to limit_bytes.
 
-    Rows are the same by their metadata to the nanosecond, names, xattrs, and content by BLAKE3, which both sides must
+    Rows are the same by their metadata, names, links, xattrs, and content by BLAKE3, which both sides must
     have. Rows whose headers begin at limit_bytes of the old tar or later are not counted, and what follows the last
     row that is has headers of its own. Releases the GIL; linear. Raises ValueError for a broken record.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from pylayers.build.event import BuildWarning
 from pylayers.build.plan import PlannedStage, parse_triggers
@@ -17,6 +16,7 @@ from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
 from pylayers.record import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.dockerfile.instructions import From, Instruction
     from pylayers.store import Store

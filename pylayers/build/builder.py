@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pylayers.build.base import open_contexts, read_base_triggers
 from pylayers.build.cache.step import BuildCache, LocalCache
@@ -33,6 +32,7 @@ from pylayers.oci.reference import Reference
 from pylayers.record import record, replace
 from pylayers.store import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.container.runtime import Runtime
     from pylayers.snapshot.snapshotter import Snapshotter

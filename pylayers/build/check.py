@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pylayers.build.cache.key import hash_fields, pack_texts
 from pylayers.build.cache.step import CachedStep
@@ -12,6 +11,7 @@ from pylayers.dockerfile.instructions import Dockerfile
 from pylayers.errors import BuildError, InvalidInput, PylayersError, SourceSpan
 from pylayers.record import record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.plan import Plan
     from pylayers.build.request import BuildOptions

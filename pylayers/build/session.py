@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from pylayers.build.cache.step import BuildCache, CachedStep
 from pylayers.build.event import BuildWarning, Event, StepFinished, Subscriber
@@ -18,6 +17,7 @@ from pylayers.oci.platform import Platform
 from pylayers.record import field, record
 from pylayers.store import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.container.runtime import Runtime
     from pylayers.snapshot.snapshotter import Snapshotter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pylayers.build.base import resolve_base
 from pylayers.build.cache.key import configure_key, workdir_key
@@ -21,6 +20,7 @@ from pylayers.dockerfile import instructions as df
 from pylayers.errors import InvalidInput
 from pylayers.record import record, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.cache.explain import Explainer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 from pylayers.oci.chain import chain_id
@@ -12,6 +11,7 @@ from pylayers.record import field, record, replace
 from pylayers.store import Store
 from pylayers.store.entry import EntryTable
 from pylayers.store.layer import Layer
+from pylayers.thread import RLock
 
 COMMENT = "pylayers"  # of the steps in a history
 MERGED_KEPT = 4  # merged tables held at once; each is some 250 bytes an entry
@@ -56,7 +56,7 @@ class Trees:
         self.key_by_chain = key_by_chain
         self._layers: dict[str, Layer] = {}
         self._merged: dict[tuple[str, ...], EntryTable] = {}
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def layer(self, diff_id: str) -> Layer:
         """Open one layer."""

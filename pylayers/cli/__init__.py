@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import threading
+
+from pylayers.thread import is_alone
 
 # A short command frees nothing worth collecting, and a long one spends its memory in the kernels: collections while
 # the modules are loaded would cost a tenth of an unchanged rebuild.
@@ -23,7 +24,7 @@ def main() -> None:
             stream.flush()
         except OSError:
             discard(stream)
-    if threading.active_count() > 1:
+    if not is_alone():
         sys.exit(code)  # waits for them
     # Everything is closed: taking the interpreter down module by module would be the longest part of a short command.
     os._exit(code)

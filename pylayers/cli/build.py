@@ -6,14 +6,16 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 from pylayers.cli.session import Session
 from pylayers.errors import InvalidInput, translate_os_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pylayers.build.event import BuildResult
-    from pylayers.build.request import BuildRequest
+    from pylayers.build.keyword import BuildRequest
 
 STANDARD_INPUT = Path("/dev/stdin")
 
@@ -75,7 +77,7 @@ def build(
     return 0
 
 
-def read_request(given: dict[str, Any]) -> BuildRequest:
+def read_request(given: Any) -> BuildRequest:
     """Return what the options ask of the engine."""
     from pylayers.cli.form import read_pairs
 
@@ -84,7 +86,8 @@ def read_request(given: dict[str, Any]) -> BuildRequest:
     given["labels"] = read_pairs(given["labels"])
     for name in ("platforms", "no_cache_filter"):
         given[name] = tuple(part for entry in given[name] for part in entry.split(",") if part)
-    return cast("BuildRequest", given)
+    request: BuildRequest = given
+    return request
 
 
 def read_short(kind: str, value: str | None) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from pylayers.cli.option import MANY, ONE, Option, read_globals, read_words
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pylayers.cli.session import Session
 
 VERBS = ("commit",)

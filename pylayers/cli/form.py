@@ -7,9 +7,12 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from pylayers.errors import InvalidInput, PylayersError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 GAP = "   "
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")

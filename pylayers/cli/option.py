@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 ONE, MANY, FLAG = "one", "many", "flag"
 GLOBALS = {"--root": "root", "--driver": "driver", "--runtime": "runtime"}

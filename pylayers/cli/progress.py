@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 
 from pylayers.build.event import (
     BuildFinished,
@@ -23,8 +22,13 @@ from pylayers.cli.failure import discard, printable
 from pylayers.cli.form import show_size
 from pylayers.record import field, record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import ClassVar, Protocol, TextIO
+
     from pylayers.build.event import BuildResult
+else:
+    Protocol = object
 
 MODES = ("auto", "plain", "tty", "rawjson", "quiet")
 

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pylayers.cli.session import Session
 from pylayers.errors import ContainerError, InvalidInput, PylayersError, Unsupported, translate_os_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pylayers.container.isolation import Isolation
     from pylayers.engine import Engine
     from pylayers.engine.container import Container, ContainerOptions

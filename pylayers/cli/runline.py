@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pylayers.cli.option import FLAG, MANY, ONE, Option, read_globals, read_words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERBS = ("run",)
 OPTIONS = (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.engine import Engine
 
@@ -25,4 +24,6 @@ class Session:
         """Open the engine; the verb closes it."""
         from pylayers.engine import Engine
 
-        return Engine.open(self.root, driver=self.driver, runtime=self.runtime)
+        engine = Engine.open(self.root, driver=self.driver, runtime=self.runtime)
+        engine.store.ends_with_process = True
+        return engine

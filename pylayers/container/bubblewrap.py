@@ -10,10 +10,13 @@ import os
 import posixpath
 import stat
 from pathlib import Path
-from typing import Any
 
 from pylayers.errors import ContainerError, Unsupported
 from pylayers.volume.rootpath import locate, make_directories, open_beneath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | None = None) -> list[str]:

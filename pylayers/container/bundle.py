@@ -6,9 +6,12 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from pylayers.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LOG_LIMIT_BYTES = 1 << 20
 

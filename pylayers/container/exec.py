@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pylayers.container.spec import build_process, choose_capabilities
 from pylayers.container.user import resolve_user
 from pylayers.errors import Conflict, Unsupported, translate_os_error
 from pylayers.record import replace
+from pylayers.thread import is_main
 
 
 def execute(
@@ -103,7 +103,7 @@ def _describe(directory: Path, spec: ContainerSpec, process: Process, privileged
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
     """Leave Ctrl-C to the runtime, which passes it on."""
-    if threading.current_thread() is not threading.main_thread():
+    if not is_main():
         yield
         return
     before = signal.signal(signal.SIGINT, lambda *_: None)

@@ -9,9 +9,7 @@ import os
 import select
 import signal
 from pathlib import Path
-from typing import Any
 
-from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import minimal_environment, runtime_error, write_config
 from pylayers.container.network import write_network_files
 from pylayers.container.record import ContainerSpec
@@ -20,6 +18,10 @@ from pylayers.errors import ContainerError
 from pylayers.record import field, record
 from pylayers.store.file import remove_tree
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 BUBBLEWRAP = "bwrap"
 PID_POLL_MS = 1
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
@@ -27,11 +29,15 @@ DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
 
 @record(frozen=False)
 class Launched:
-    """Hold a started container: `pid` is its first process, `waited_pid` the child whose status is its status."""
+    """Hold a started container: `pid` is its first process, `waited_pid` the child whose status is its status.
+
+    `first_pidfd` is the first process's where that is another, -1 where it isn't or has gone already.
+    """
 
     pid: int
     waited_pid: int
     pidfd: int
+    first_pidfd: int = -1
     streams: dict[int, str] = field(default_factory=dict)
     terminal: int | None = None
     kept: tuple[int, ...] = ()  # open for the container's life: the other end of a detached stdin
@@ -45,7 +51,7 @@ class Launched:
 
     def close(self) -> None:
         """Close every descriptor."""
-        for descriptor in {*self.streams, self.pidfd, *self.kept}:
+        for descriptor in {*self.streams, self.pidfd, self.first_pidfd, *self.kept} - {-1}:
             os.close(descriptor)
 
 
@@ -169,7 +175,7 @@ def _start(
     if stays:
         found = _await_pid(runtime_pid, pid_file)
         if found is not None:
-            return Launched(found, runtime_pid, os.pidfd_open(runtime_pid))
+            return Launched(found, runtime_pid, os.pidfd_open(runtime_pid), _open_process(found))
     _, status = os.waitpid(runtime_pid, 0)
     if status != 0 or not pid_file.exists():
         error = runtime_error(directory / "runtime.log", spec.process.arguments[0])
@@ -197,9 +203,19 @@ def _await_pid(runtime_pid: int, pid_file: Path) -> int | None:
         os.close(descriptor)
 
 
+def _open_process(pid: int) -> int:
+    """Return a pidfd of another's child, -1 where it has gone; by a reused pid we only learn nothing."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+
+
 def _start_bubblewrap(
     directory: Path, spec: ContainerSpec, config: dict[str, Any], standard: tuple[int, int, int], *, controlling: bool
 ) -> Launched:
+    from pylayers.container.bubblewrap import bubblewrap_arguments
+
     info_read, info_write = os.pipe()
     os.set_inheritable(info_write, True)
     try:

@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from pylayers._native import sysmount
 from pylayers.container.bundle import runtime_error
@@ -42,6 +41,10 @@ from pylayers.errors import Conflict, PylayersError, translate_os_error
 from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 CHUNK_BYTES = 64 << 10
 DRAIN_MS = 200
 ADOPTION_LIMIT_S = 5
@@ -62,12 +65,14 @@ class Monitor:
         self.root = directory / "bundle" / "rootfs"
         self.log = LogWriter(directory / LOG)
         self.launched: Launched | None = None
+        self.mounted = False
 
     def run(self) -> None:
         """Start the container, report, and stay until it has ended."""
         try:
             shut = forbids_devices(self.spec.isolation, cgroup_limits=self.spec.runtime_limits)
-            snapshot_mount.mount(self.spec.rootfs, self.root, nodev=shut)
+            snapshot_mount.mount(self.spec.rootfs, self.root, nodev=shut, volatile=self.spec.remove_on_exit)
+            self.mounted = True
             try:
                 self.launched = launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
             except BaseException:
@@ -109,6 +114,8 @@ class Monitor:
         poll = select.poll()
         for descriptor in (*launched.streams, launched.pidfd):
             poll.register(descriptor, select.POLLIN)
+        if launched.first_pidfd >= 0:
+            poll.register(launched.first_pidfd, select.POLLIN)
         poll.register(self.status_fd, 0)  # reports only that the caller has gone
         if launched.terminal is not None and self.client_in >= 0:
             poll.register(self.client_in, select.POLLIN)
@@ -122,6 +129,9 @@ class Monitor:
                     if not self._copy(descriptor, launched.streams[descriptor]):
                         poll.unregister(descriptor)
                         open_streams.discard(descriptor)
+                elif descriptor == launched.first_pidfd:
+                    poll.unregister(descriptor)
+                    self._unmount()  # while the runtime, which waits for it, removes its cgroups
                 elif descriptor == launched.pidfd:
                     poll.unregister(descriptor)
                     alive = False
@@ -191,10 +201,13 @@ class Monitor:
             delete_directory(self.directory)
 
     def _unmount(self) -> None:
+        if not self.mounted:
+            return
         try:
             snapshot_mount.unmount(self.root)
         except Conflict:
             snapshot_mount.unmount(self.root, detach=True)
+        self.mounted = False
 
     def fail(self, error: PylayersError) -> None:
         """Record and report that the container could not be started."""

@@ -13,12 +13,15 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pylayers.container.isolation import ContainerMount, Device, Isolation, Limit, Process
 from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInput, NotFound, translate_os_error
 from pylayers.record import field, record, replace, to_mapping
 from pylayers.snapshot.snapshotter import Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 CONFIG, STATE, LOG, LOCK, EXIT = "config.json", "state.json", "container.log", "lock", "exit"
 RECORD_LIMIT_BYTES = 16 << 20
@@ -260,7 +263,7 @@ def list_containers(parent: Path) -> Iterator[tuple[ContainerSpec, State]]:
 
 def boot_id() -> str:
     """Return this boot's id."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 

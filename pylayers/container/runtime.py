@@ -9,7 +9,7 @@ import functools
 import importlib
 import os
 
-from pylayers.diff.apply import in_user_namespace
+from pylayers.diff.namespace import in_user_namespace
 from pylayers.errors import InvalidInput, RuntimeMissing
 from pylayers.record import record
 
@@ -65,7 +65,7 @@ def held_capabilities() -> int:
 
 
 def _capability_mask(label: str) -> int:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         for line in status:
             if line.startswith(label):
                 return int(line.split()[1], 16)
@@ -158,7 +158,7 @@ def _user_namespaces_allowed() -> bool:
         ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
     ):
         try:
-            with open(knob, encoding="ascii") as file:
+            with open(knob, encoding="utf-8") as file:
                 if file.read().strip() == refusing:
                     return False
         except OSError:

@@ -6,10 +6,13 @@ import functools
 import json
 import os
 from collections.abc import Collection
-from typing import Any
 
 from pylayers._native import sysmount
 from pylayers.errors import InvalidInput, NotFound, translate_os_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PROFILES = ("/etc/containers/seccomp.json", "/usr/share/containers/seccomp.json")
 LIMIT_BYTES = 4 << 20

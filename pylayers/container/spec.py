@@ -6,7 +6,6 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from pylayers.container.defaults import (
     ALL_CAPABILITIES,
@@ -21,6 +20,10 @@ from pylayers.container.runtime import check_network, held_capabilities
 from pylayers.container.seccomp import load_seccomp
 from pylayers.container.user import User, resolve_user
 from pylayers.errors import ContainerError, InvalidInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 OCI_VERSION = "1.0.2"
 CPU_PERIOD_US = 100_000

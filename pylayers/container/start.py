@@ -9,16 +9,19 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pylayers
 from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.container.remove import clean_leftovers
 from pylayers.container.stop import send_signal
 from pylayers.errors import Conflict, ContainerError, NotFound, translate_os_error
+from pylayers.thread import is_alone, is_main
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -88,7 +91,7 @@ def _spawn_monitor(
         # The monitor has its own 0, 1 and 2.
         for descriptor in client:
             copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor >= 0 else -1)
-        if threading.active_count() == 1:
+        if is_alone():
             child = _fork_monitor(directory, spec, write_end, lock_fd, copies, leave=not stays)
         else:  # a fork would copy locks that other threads hold
             _execute_monitor(directory, write_end, lock_fd, copies)
@@ -242,7 +245,7 @@ def _forwarding(directory: Path) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def _handling(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iterator[None]:
     """Set signal handlers for a while; only the main thread can, elsewhere nothing is forwarded."""
-    if threading.current_thread() is not threading.main_thread():
+    if not is_main():
         yield
         return
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

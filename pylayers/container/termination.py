@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pylayers.thread import is_main
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def terminable() -> Iterator[None]:
     Does nothing in other threads than the main one (Python sets no handler there) and where there is a handler.
     """
     if (
-        threading.current_thread() is not threading.main_thread()
+        not is_main()
         or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     ):
         yield

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable
 
 from pylayers._native import unpack
+from pylayers.diff.namespace import in_user_namespace
 from pylayers.errors import translate_os_error
 from pylayers.store.layer import Layer
 
-FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO (linux/proc_ns.h)
 WHITEOUT_APPLY = unpack.WHITEOUT_APPLY
 WHITEOUT_OVERLAY = unpack.WHITEOUT_OVERLAY
 WHITEOUT_USERXATTR = unpack.WHITEOUT_USERXATTR
-
-
-@functools.cache
-def in_user_namespace() -> bool:
-    """Tell whether this process is in another user namespace than the kernel's first: no devices, no trusted names."""
-    try:
-        return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
-    except OSError:  # a kernel without namespaces
-        return False
 
 
 def device_flags() -> int:

@@ -8,7 +8,6 @@ hash goes on from a state kept beside the earlier layer, and the tar begins with
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pylayers._native import graft
 from pylayers.errors import IntegrityError, NotFound
@@ -21,6 +20,7 @@ from pylayers.store.layer import Layer
 from pylayers.store.splice import PAGE_BYTES, read_range
 from pylayers.store.state import EVERY_BYTES, STATE_BYTES
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers._native.sha256 import Sha256
     from pylayers.store.layerstore import LayerWriter
@@ -56,6 +56,10 @@ class Resumption:
             return (hasher, lead) if writer.share(self.earlier, self.end_bytes) else None
         except (FileNotFoundError, NotFound, IntegrityError):
             return None
+
+    def give_places(self, records: bytearray) -> None:
+        """Give the rows that are the earlier layer's the offsets and hashes that they have there."""
+        graft.take_places(records, self.earlier.table.records, self.first_row)
 
     def read_lead(self) -> bytes:
         """Return the bytes between start_bytes and end_bytes."""

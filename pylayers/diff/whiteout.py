@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 
-from pylayers._native import changeset
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     ENTRY_STRUCT,
@@ -30,6 +29,8 @@ def convert_upper(records: bytearray, heap: bytearray) -> None:
 
     heap grows by the xattrs that had to be written anew. Nothing may hold a view of either buffer.
     """
+    from pylayers._native import changeset
+
     for row in memoryview(changeset.find_marked(records)).cast("I"):
         entry = Entry._make(ENTRY_STRUCT.unpack_from(records, row * ENTRY_SIZE_BYTES))
         if is_whiteout(entry.mode, entry.rdev_major, entry.rdev_minor):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from blake3 import blake3
 
-from pylayers._native import graft, sha256, tarwrite
-from pylayers.diff.resume import find_resumption
+from pylayers._native import tarwrite
 from pylayers.errors import Conflict, InvalidInput, translate_os_error
-from pylayers.oci.digest import digest_from_hex
+from pylayers.oci.digest import SMALL_BYTES, choose_sha256, digest_from_hex
 from pylayers.store import Store
-from pylayers.store.entry import Buffer
+from pylayers.store.entry import Buffer, EntryTable
 from pylayers.store.layer import Layer
 from pylayers.store.state import EVERY_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.diff.resume import Resumption
 
 # Large layers pass the page cache by: see docs/decisions/0006.
 DIRECT_FROM_BYTES = 64 << 20
 # Larger files share their blocks with the layer where the file system can: see docs/decisions/0011.
 CLONE_FROM_BYTES = 64 << 10
+SMALL_ROWS = 64
 
 
 def write_layer(
@@ -38,14 +41,14 @@ def write_layer(
     stored unless all of it is. Raises Conflict when a source changes while it is read, InvalidInput for rows that no
     tar can hold, NoSpace.
     """
-    resumption = find_resumption(store, known, heap, earlier) if earlier and sha256.is_fast() else None
+    resumption = find(store, known, heap, earlier) if earlier else None
     with store.layers.ingest() as writer:
         begun = resumption.begin(writer) if resumption is not None else None
-        hasher, lead = begun if begun is not None else (new_hasher(), b"")
+        hasher, lead = begun if begun is not None else (new_hasher(count_bytes(records)), b"")
         first_row = start_bytes = 0
         if resumption is not None and begun is not None:
             first_row, start_bytes = resumption.first_row, resumption.start_bytes
-            graft.take_places(records, resumption.earlier.table.records, first_row)
+            resumption.give_places(records)
         try:
             size_bytes, digest = tarwrite.write(
                 writer.fd,
@@ -68,13 +71,39 @@ def write_layer(
             raise translate_os_error(error, "write layer") from error
         except ValueError as error:
             raise InvalidInput(f"cannot be stored in a layer: {error}") from error
-        states = hasher.states if isinstance(hasher, sha256.Sha256) else b""
-        return writer.commit(records, heap, size_bytes, digest_from_hex(digest.hex()), states=states)
+        return writer.commit(
+            records, heap, size_bytes, digest_from_hex(digest.hex()), states=getattr(hasher, "states", b"")
+        )
 
 
-def new_hasher() -> object:
-    """Return a new sha256: ours, which keeps its states, where the processor has instructions for it."""
-    return sha256.Sha256(EVERY_BYTES) if sha256.is_fast() else hashlib.sha256()
+def find(store: Store, known: Buffer, heap: Buffer, earlier: Sequence[Layer]) -> Resumption | None:
+    """Return how the tar goes on from one of the earlier layers; None where it does not, or hashing can't."""
+    from pylayers._native import sha256
+
+    if not sha256.is_fast():
+        return None
+    from pylayers.diff.resume import find_resumption
+
+    return find_resumption(store, known, heap, earlier)
+
+
+def new_hasher(size_bytes: int | None) -> object:
+    """Return a new sha256 for about as many bytes (None: many): ours, which keeps its states, for more than a few.
+
+    Ours is the faster one only where the processor has instructions for it.
+    """
+    if size_bytes is None or size_bytes > SMALL_BYTES:
+        from pylayers._native import sha256
+
+        if sha256.is_fast():
+            return sha256.Sha256(EVERY_BYTES)
+    return choose_sha256(size_bytes)()
+
+
+def count_bytes(records: bytearray) -> int | None:
+    """Count the bytes that the files of a small table have; None for one of many rows, each of which takes a look."""
+    table = EntryTable(records, b"")
+    return None if len(table) > SMALL_ROWS else sum(entry.size_bytes for entry in table)
 
 
 def show_name(name: object) -> str:

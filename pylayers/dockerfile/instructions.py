@@ -9,12 +9,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import cached_property
-from typing import ClassVar, Self
 
 from pylayers.dockerfile.expand import Lookup, expand_word, expand_words
 from pylayers.dockerfile.lex import Directive, Heredoc
 from pylayers.errors import InvalidInput, SourceSpan
 from pylayers.record import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar, Self
 
 Word = Callable[[str], str]
 

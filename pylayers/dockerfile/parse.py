@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from pylayers.dockerfile import instructions as ins
 from pylayers.dockerfile.flags import Flags, read_flags
@@ -17,12 +16,16 @@ from pylayers.dockerfile.suggest import suffix_suggestion
 from pylayers.dockerfile.text import SPACES, parse_duration, quote, show
 from pylayers.errors import InvalidInput, SourceSpan
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Builder = Callable[["Statement", Flags, dict[str, Any]], ins.Instruction]
+
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9\-_.]*\Z")
 _ONBUILD = re.compile(r"[ \t\r\n\f]*onbuild[ \t\r\n\f]*", re.IGNORECASE)
 _INTEGER = r"[+-]?[0-9]{1,20}\Z"
 _MIN_DURATION_NS = 1_000_000
-
-Builder = Callable[["Statement", Flags, dict[str, Any]], ins.Instruction]
 
 
 def parse(content: bytes | str, file: str = "Dockerfile") -> ins.Dockerfile:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Unpack
 
 from pylayers.store import Store
 from pylayers.store.location import default_root
+from pylayers.thread import allocate_lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from pylayers.build.check import CheckResult
     from pylayers.build.event import BuildResult, Subscriber
-    from pylayers.build.request import BuildRequest
+    from pylayers.build.keyword import BuildRequest
     from pylayers.container.runtime import Runtime
     from pylayers.engine.container import ContainerActions
     from pylayers.engine.image import ImageActions
@@ -33,7 +35,7 @@ class Engine:
         self.driver_name = driver
         self._runtime_name = runtime or os.environ.get(RUNTIME_VARIABLE)
         self._driver: Snapshotter | None = None
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     @classmethod
     def open(cls, root: Path | str | None = None, *, driver: str | None = None, runtime: str | None = None) -> Engine:
@@ -104,7 +106,7 @@ class Engine:
         """Build a Dockerfile and tag the image; return its digests, every step's timing and the cache hits.
 
         A context that is a file is taken for the Dockerfile, with its folder as the context. subscriber gets every
-        event, one at a time, from the stages' threads. What else can be given is in build.request.BuildRequest.
+        event, one at a time, from the stages' threads. What else can be given is in build.keyword.BuildRequest.
         Raises InvalidInput, NotFound and BuildError with their place in the Dockerfile.
         """
         from pylayers.build.builder import build

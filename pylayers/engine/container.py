@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
 
 from pylayers.container import record
-from pylayers.container.isolation import ContainerMount, Isolation, Process, mount_from_request
+from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.record import ContainerSpec, State
-from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
-from pylayers.engine.name import check_name, invent_name
-from pylayers.engine.process import choose_timeout, make_process
-from pylayers.engine.reap import find_ended, find_forgotten, is_made
-from pylayers.engine.storage import limit_snapshot, read_storage_options
+from pylayers.engine.reap import CONTAINER_LABEL, find_ended, find_forgotten, is_made
 from pylayers.errors import Conflict, NotFound
-from pylayers.image.unpack import has_snapshot, unpack_layers
-from pylayers.image.view import Image, find_image, load_image
-from pylayers.record import field, replace
+from pylayers.image.view import load_image
+from pylayers.record import field
 from pylayers.record import record as make_record
 from pylayers.snapshot.snapshotter import Changes, Snapshotter
 from pylayers.store.entry import EntryTable
-from pylayers.store.holder import ContainerRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO, Any
+
     from pylayers.container.logs import LogRecord
     from pylayers.diff.compare import PathChange
     from pylayers.engine import Engine
 
-CONTAINER_LABEL = "pylayers.container"
 
 
 @make_record(kw_only=True)
@@ -100,68 +93,11 @@ class ContainerActions:
         Raises NotFound for the image or a --mount source, AlreadyExists for the name, InvalidInput for mounts,
         Unsupported for a size limit that the driver can't keep.
         """
-        engine, options = self._engine, options or ContainerOptions()
-        storage_options, size_limit_bytes = read_storage_options(options.storage_options)
-        self.reap()
-        found = find_image(engine.store, image)
-        container_id = os.urandom(32).hex()
-        name = check_name(options.name) if options.name else invent_name(
-            lambda wanted: engine.store.metadata.containers.find(wanted) is not None
-        )
-        plan = plan_mounts(options.volumes, options.mounts, options.tmpfs, found.config.config.volumes)
-        process = make_process(found, command, options)
-        runtime = engine.runtime()
-        with engine.store.lease("create") as lease:
-            lease.hold("blob", found.digest)
-            lease.hold("snapshot", container_id)
-            engine.store.metadata.containers.add(
-                ContainerRecord(container_id, name, found.digest, None, time.time_ns()), durable=not options.remove
-            )
-            try:
-                spec = ContainerSpec(
-                    id=container_id,
-                    name=name,
-                    process=process,
-                    rootfs=(),
-                    runtime=runtime.command,
-                    runtime_name=runtime.name,
-                    runtime_limits=runtime.limits,
-                    image=image,
-                    image_digest=found.digest,
-                    snapshot_key=container_id,
-                    isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
-                    interactive=options.interactive,
-                    stop_signal=options.stop_signal or found.config.config.stop_signal or "SIGTERM",
-                    stop_timeout_seconds=choose_timeout(options, found),
-                    remove_on_exit=options.remove,
-                    storage_options=storage_options,
-                    size_limit_bytes=size_limit_bytes,
-                    labels=tuple({**found.config.config.labels, **options.labels}.items()),
-                )
-                return view(self._make(spec, found, plan), State())
-            except BaseException:
-                self._discard(container_id)
-                raise
+        from pylayers.engine.create import make_container
 
-    def _make(self, spec: ContainerSpec, image: Image, plan: MountPlan) -> ContainerSpec:
-        engine = self._engine
-        driver = engine.driver()
-        chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
-        driver.prepare(spec.id, chain, lasting=not spec.remove_on_exit)
-        limit_snapshot(driver, spec.id, spec.size_limit_bytes)
-        rootfs = driver.mounts(spec.id)
-        made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
-        fill_volumes(lambda: [engine.store.layers.open(diff_id) for diff_id in image.config.diff_ids], made)
-        mounts = tuple(
-            mount_from_request(request, str(made[request.target].path) if request.type == "volume" else "")
-            for request in plan.requests
-        )
-        names = tuple(volume.name for volume in made.values())
-        anonymous = tuple(volume.name for volume in made.values() if volume.anonymous)
-        spec = replace(
-            spec, rootfs=tuple(rootfs), driver=driver.name, mounts=mounts, volumes=names, anonymous_volumes=anonymous
-        )
-        return record.create(self._parent / spec.id, spec)
+        self.reap()
+        spec = make_container(self._engine, image, command, options or ContainerOptions(), discard=self._discard)
+        return view(spec, State())
 
     def start(self, name: str) -> None:
         """Start a container in the background. Raises ContainerError (125, 126, 127)."""
@@ -252,6 +188,8 @@ class ContainerActions:
 
         Without durable a power cut may bring the record back, for reap to find.
         """
+        from pylayers.image.unpack import has_snapshot
+
         driver = self._engine.driver()
         if has_snapshot(driver, container_id):
             driver.remove(container_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
@@ -15,7 +14,10 @@ from pylayers.oci.reference import Reference
 from pylayers.record import record as make_record
 from pylayers.record import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO
+
     from pylayers.build.state import StageState
     from pylayers.engine import Engine
     from pylayers.oci.platform import Platform
@@ -92,9 +94,7 @@ class ImageActions:
 
         store = self._engine.store
         Trees(store).record(state.diff_ids)  # its tree digest is taken by the first build that asks for it
-        made = store_state(self._engine, state)
-        if name is not None:
-            store.metadata.references.set(str(name), made.digest)
+        made = store_state(self._engine, state, None if name is None else str(name))
         return self.get(made.digest)
 
     def get(self, name: str) -> Image:
@@ -330,8 +330,8 @@ def apply_changes(state: StageState, changes: Sequence[str]) -> StageState:
     return state
 
 
-def store_state(engine: Engine, state: StageState) -> AssembledImage:
-    """Store a state as an image."""
+def store_state(engine: Engine, state: StageState, name: str | None) -> AssembledImage:
+    """Store a state as an image, under a name if one is given."""
     config = ImageConfig(
         architecture=state.platform.architecture,
         os=state.platform.os,
@@ -342,4 +342,5 @@ def store_state(engine: Engine, state: StageState) -> AssembledImage:
         diff_ids=state.diff_ids,
         history=state.history,
     )
-    return assemble(engine.store, config, [engine.store.layers.size_bytes(diff_id) for diff_id in state.diff_ids])
+    sizes = [engine.store.layers.size_bytes(diff_id) for diff_id in state.diff_ids]
+    return assemble(engine.store, config, sizes, name)

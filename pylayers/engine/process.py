@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pylayers.container.isolation import Process
 from pylayers.errors import InvalidInput
 from pylayers.image.view import Image
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.engine.container import ContainerOptions
 

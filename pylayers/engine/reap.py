@@ -18,6 +18,7 @@ from pylayers.store.holder import ContainerRecord
 
 # A record without its directory is a container that removed itself; a younger one may be about to be made.
 REAP_AFTER_NS = 60 * 1_000_000_000
+CONTAINER_LABEL = "pylayers.container"  # of an anonymous volume: whose it is
 SWEPT = ".swept"  # holds the boot for which the directories were looked through
 
 
@@ -33,7 +34,7 @@ def find_ended(parent: Path) -> Iterator[str]:
     """Yield the ids of an earlier boot's --rm containers, as docker does when its daemon starts; once a boot."""
     marker, boot = parent / SWEPT, boot_id()
     try:
-        if marker.read_text("ascii", "replace") == boot:
+        if marker.read_text("utf-8", "replace") == boot:
             return
     except FileNotFoundError:
         pass

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pylayers.engine.mount import MadeVolume, MountPlan
 from pylayers.errors import Conflict
 from pylayers.volume.volumes import Volume, VolumeStore
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.engine import Engine
 

@@ -22,8 +22,10 @@ class AssembledImage:
     existed: bool
 
 
-def assemble(store: Store, config: ImageConfig, layer_sizes: Sequence[int]) -> AssembledImage:
-    """Store the config and manifest of an image whose layers are stored, and record it.
+def assemble(
+    store: Store, config: ImageConfig, layer_sizes: Sequence[int], name: str | None = None
+) -> AssembledImage:
+    """Store the config and manifest of an image whose layers are stored, and record it, under a name if one is given.
 
     Equal inputs give equal digests. Writes nothing when the image is there already.
     """
@@ -31,7 +33,7 @@ def assemble(store: Store, config: ImageConfig, layer_sizes: Sequence[int]) -> A
         Descriptor(MEDIA_LAYER_TAR, diff_id, size_bytes)
         for diff_id, size_bytes in zip(config.diff_ids, layer_sizes, strict=True)
     ]
-    return store_image(store, config, make_manifest(config, layers))
+    return store_image(store, config, make_manifest(config, layers), name)
 
 
 def make_manifest(
@@ -42,20 +44,26 @@ def make_manifest(
     return Manifest(Descriptor(MEDIA_CONFIG, config.digest, size_bytes), tuple(layers), annotations=annotations or {})
 
 
-def store_image(store: Store, config: ImageConfig, manifest: Manifest) -> AssembledImage:
-    """Store an image's two documents and record it. Writes nothing when the image is there already."""
+def store_image(
+    store: Store, config: ImageConfig, manifest: Manifest, name: str | None = None
+) -> AssembledImage:
+    """Store an image's two documents and record it, and its name with it. Writes no image that is there already."""
     digest = manifest.digest
     if store.metadata.images.get(digest) is not None:
+        if name is not None:
+            store.metadata.references.set(name, digest)
         return AssembledImage(digest, manifest.config.digest, existed=True)
     store.blobs.put(config.to_json())
     store.blobs.put(manifest.to_json())
-    store.metadata.images.add(
-        ImageRecord(
-            digest=digest,
-            config_digest=manifest.config.digest,
-            diff_ids=config.diff_ids,
-            size_bytes=sum(layer.size_bytes for layer in manifest.layers),
-            built_ns=time.time_ns(),
-        )
+    made = ImageRecord(
+        digest=digest,
+        config_digest=manifest.config.digest,
+        diff_ids=config.diff_ids,
+        size_bytes=sum(layer.size_bytes for layer in manifest.layers),
+        built_ns=time.time_ns(),
     )
+    with store.metadata.transaction():  # one flush for both
+        store.metadata.images.add(made)
+        if name is not None:
+            store.metadata.references.set(name, digest)
     return AssembledImage(digest, manifest.config.digest, existed=False)

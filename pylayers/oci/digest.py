@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pylayers.errors import InvalidInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # The interpreter's own sha256, by its names since 3.12 and before: hashlib would load OpenSSL, which takes longer
 # (2 ms) than all the digests of an unchanged rebuild.
@@ -46,6 +52,16 @@ def hex_of(content: bytes | bytearray | memoryview) -> str:
     import hashlib
 
     return hashlib.sha256(content).hexdigest()
+
+
+def choose_sha256(size_bytes: int | None) -> Callable[[], Any]:
+    """Return what makes a hasher for about as many bytes (None: many), OpenSSL's where its speed pays for loading."""
+    if size_bytes is not None and size_bytes <= SMALL_BYTES:
+        made: Callable[[], Any] = _small_sha256
+        return made
+    import hashlib
+
+    return hashlib.sha256
 
 
 def digest_hex(digest: str) -> str:

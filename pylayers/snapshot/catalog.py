@@ -373,7 +373,7 @@ def explain_version(root: Path) -> str:
     """Say why a driver's folder is not this version's to touch; "" where it is (or is still to be made)."""
     path = root / VERSION_FILE
     try:
-        text = path.read_text("ascii", "replace").strip()
+        text = path.read_text("utf-8", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:

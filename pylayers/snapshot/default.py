@@ -1,7 +1,8 @@
 """What every driver shares: the Snapshotter methods over a Catalog, with `apply` and `changes` derived.
 
 A driver gives `_make`, `_mounts` and `_content`; `apply` and `changes` then work by mounting and walking, and a driver
-that knows a shorter way overrides them.
+that knows a shorter way overrides them. What only these two need, the kernels above all, is imported in them: a
+container's start does without.
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pylayers._native import filehash, tardiff, walk
-from pylayers.diff.apply import apply_layer
 from pylayers.errors import Conflict, InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
 from pylayers.snapshot.catalog import Catalog, Record
-from pylayers.snapshot.changeset import disk_usage, pack_changes
 from pylayers.snapshot.mount import flush, is_mounted_from, mount, unmount
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind, SnapshotStat, Usage
 from pylayers.store.entry import FLAG_HARDLINK, FLAG_HASHED, EntryTable, TableBuilder
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -83,6 +81,8 @@ class DefaultSnapshotter:
         """Count the disk bytes and inodes of a snapshot's own files, hard links once. Walks them. Raises NotFound."""
         record = self.catalog.get(key)
         with translated(f"count the usage of snapshot {key!r}"):
+            from pylayers.snapshot.changeset import disk_usage
+
             return Usage(*disk_usage(self._content(record)))
 
     def mounts(self, key: str) -> list[Mount]:
@@ -122,6 +122,8 @@ class DefaultSnapshotter:
 
     def apply(self, key: str, layer: Layer) -> None:
         """Unpack a layer into an active snapshot by mounting it; whiteouts delete."""
+        from pylayers.diff.apply import apply_layer
+
         record = self._active(key)
         with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
             descriptor = self._open_tree(record)
@@ -224,6 +226,9 @@ class DefaultSnapshotter:
             self.remove(key)
 
     def _compare(self, old_fd: int, new_fd: int, untouched_before_ns: int) -> Changes:
+        from pylayers._native import tardiff, walk
+        from pylayers.snapshot.changeset import pack_changes
+
         old = EntryTable(*walk.walk(old_fd, xattrs=True)) if old_fd >= 0 else empty_tree()
         new_records, new_heap = walk.walk(new_fd, xattrs=True)
         new = EntryTable(new_records, new_heap)
@@ -249,6 +254,8 @@ def hash_undecided(old_fd: int, old: EntryTable, new_fd: int, new: EntryTable, u
     That is a file with the old size, mtime, mode and owner, whose ctime is not before untouched_before_ns; when that
     is 0, one with a mtime of whole seconds (as tars give), since any write that sets no time leaves a finer one.
     """
+    from pylayers._native import tardiff
+
     array = new.array
     undecided = ((array["mode"] & 0o170000) == stat.S_IFREG) & (array["size_bytes"] > 0)
     undecided &= (array["flags"] & FLAG_HARDLINK) == 0
@@ -303,6 +310,8 @@ def translated(doing: str) -> Iterator[None]:
 
 def _hash_rows(root_fd: int, table: EntryTable, rows: list[int]) -> None:
     from blake3 import blake3
+
+    from pylayers._native import filehash
 
     records = table.records
     if not isinstance(records, bytearray):

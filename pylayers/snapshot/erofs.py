@@ -1,50 +1,55 @@
 """erofs: layers are mounted from their own tars through EROFS index images; nothing is unpacked.
 
-The layout is overlay2's. A layer that was applied lies in `<id>/layer/<n>/` (the highest n uppermost, all of them below
-`diff`): `layer.tar`, a hard link to the stored layer's; `layer.idx`, its entry table; `layer.erofs`, the image that the
-kernel `erofs` makes of the table; `link`, its short name; `settled`, the ctime of `diff` at that moment, by which an
-untouched `diff` is known. `merged-<n>.erofs` is one image over the tars of this layer and of all n - 1 below it, so
-that a mount of many layers needs few lowers.
+The layout is overlay2's. A layer that was applied lies in `<id>/layer/<n>/`, a spliced one in `<n>-<P>/` (the highest n
+uppermost, all of them below `diff`): what layerplace.py names; `link`, its short name; `settled`, the ctime of `diff`
+at that moment, by which an untouched `diff` is known. `merged-<n>.erofs` is one image over the tars of this layer and
+of all n - 1 below it, so that a mount of many layers needs few lowers.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from pylayers._native import copyup, erofs, tardiff
 from pylayers.errors import DriverError, PylayersError
-from pylayers.oci.digest import digest_hex
-from pylayers.record import record
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.imagemount import open_image
-from pylayers.snapshot.layerimage import give_metadata, settle_table
+from pylayers.snapshot.layerplace import (
+    IMAGE,
+    INDEX,
+    TAR,
+    Head,
+    Lower,
+    base_end_of,
+    copy_tar,
+    devices_of,
+    fresh_file,
+    link_index,
+    link_tars,
+    list_places,
+    lower_of,
+    name_place,
+)
 from pylayers.snapshot.lower import LowerStack
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
 from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, TableBuilder
 from pylayers.store.file import remove_tree, sync_path
-from pylayers.store.index import open_index, write_index
+from pylayers.store.index import open_index
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
 
-IMAGE, TAR, INDEX = "layer.erofs", "layer.tar", "layer.idx"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.snapshot.lowertable import TableStack
+
 # Above so many lowers they are merged: each costs a mount some 0.2 ms and every look-up a step; overlayfs takes 500.
 MOST_LOWERS = 32
-
-
-@record
-class Lower:
-    """One lower of a mount: a directory (no devices), or an image over its devices."""
-
-    path: str
-    devices: tuple[str, ...] = ()
 
 
 class Driver(StackSnapshotter):
@@ -52,10 +57,15 @@ class Driver(StackSnapshotter):
 
     name = "erofs"
 
+    def __init__(self, root: Path) -> None:
+        """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
+        super().__init__(root)
+        self._places: dict[str, str] = {}  # by short name: they are random, so none means another place later
+
     # -- hooks -------------------------------------------------------------------------------------------------
 
     def _own(self, directory: Path) -> list[str]:
-        layers = [f"l/{(place / 'link').read_text()}" for place in reversed(_layers(directory))]
+        layers = [f"l/{(place / 'link').read_text()}" for place in reversed(list_places(directory))]
         if layers and not any(os.scandir(directory / "diff")) and _is_settled(directory):
             return layers
         return [*super()._own(directory), *layers]
@@ -67,7 +77,7 @@ class Driver(StackSnapshotter):
 
     def _flush(self, directory: Path) -> None:
         """Write the notes beside the layers as well: tars and images are on the disk."""
-        for place in _layers(directory):
+        for place in list_places(directory):
             for path in (place / "settled", place / "link", place, place.parent):
                 sync_path(path)
         super()._flush(directory)
@@ -79,7 +89,7 @@ class Driver(StackSnapshotter):
 
     def _mounts(self, record: Record) -> list[Mount]:
         directory = self.catalog.directory(record)
-        lowers = [Lower(str(place / IMAGE), (str(place / TAR),)) for place in reversed(_layers(directory))]
+        lowers = [lower_of(str(place)) for place in reversed(list_places(directory))]
         lowers += self._stack(self._chain(record))
         view = record.kind is SnapshotKind.VIEW
         upper, work = str(directory / "diff"), str(directory / "work")
@@ -100,7 +110,7 @@ class Driver(StackSnapshotter):
         """Count a snapshot's own files, and of its layers what the store does not hold too. Raises NotFound."""
         own = super().usage(key)
         size_bytes = own.size_bytes
-        for place in _layers(self.catalog.directory(self.catalog.get(key))):
+        for place in list_places(self.catalog.directory(self.catalog.get(key))):
             found = [entry.stat() for entry in os.scandir(place)]
             size_bytes += sum(one.st_blocks * 512 for one in found if one.st_nlink == 1)
         return Usage(size_bytes, own.inodes)
@@ -109,8 +119,8 @@ class Driver(StackSnapshotter):
         """Index a layer over its tar below an active snapshot that nobody wrote to; else unpack it.
 
         A layer that EROFS can't show over its tar (sparse files whose data isn't at multiples of 512 bytes, attributes
-        of more than 64 KiB) is unpacked as well. The tar is hard-linked, so it must not change; it is copied from
-        another file system.
+        of more than 64 KiB) is unpacked as well. The tar and its base are hard-linked, so what they hold must not
+        change (a hole may be filled with the base's bytes); from another file system they are copied into one tar.
         """
         record = self._active(key)
         directory = self.catalog.directory(record)
@@ -136,7 +146,7 @@ class Driver(StackSnapshotter):
     def changes(self, key: str) -> Changes:
         """Return a snapshot's changes, by walking its upper where no layer was applied to it."""
         record = self._changeable(key)
-        if _layers(self.catalog.directory(record)):
+        if list_places(self.catalog.directory(record)):
             return DefaultSnapshotter.changes(self, key)
         return super().changes(key)
 
@@ -144,8 +154,7 @@ class Driver(StackSnapshotter):
 
     @contextmanager
     def _below(self, record: Record) -> Iterator[LowerStack]:
-        own = [Lower(str(place / IMAGE), (str(place / TAR),)) for place in
-               reversed(_layers(self.catalog.directory(record)))]  # fmt: skip
+        own = [lower_of(str(place)) for place in reversed(list_places(self.catalog.directory(record)))]
         with ExitStack() as stack:
             paths: list[Path | str] = []
             for lower in [*own, *self._stack(self._chain(record))]:
@@ -157,24 +166,45 @@ class Driver(StackSnapshotter):
                     paths.append(lower.path)
             yield LowerStack(paths)
 
+    def _tables_below(self, record: Record) -> TableStack:
+        """Show what `_below` does without mounting every image."""
+        from pylayers.snapshot.lowertable import TableStack
+
+        links = self._chain(record)
+        own = [Head(str(place), 1) for place in reversed(list_places(self.catalog.directory(record)))]
+        return TableStack([*own, *self._heads(links)], lambda head: self._lower(head, links))
+
     def _stack(self, links: list[str]) -> list[Lower]:
+        """Put together the lowers that short names stand for, topmost first."""
+        return [self._lower(head, links) for head in self._heads(links)]
+
+    def _heads(self, links: list[str]) -> list[Head]:
         """Resolve short names, topmost first, as far as the first image that stands for all that follow."""
-        lowers: list[Lower] = []
-        places = [self._place(link) for link in links]
-        for number, place in enumerate(places):
+        heads: list[Head] = []
+        for number, link in enumerate(links):
+            place = self._place(link)
+            rest = len(links) - number
             if place.endswith("/diff"):
-                lowers.append(Lower(place))
-                continue
-            rest = len(places) - number
-            merged = f"{place}/merged-{rest}.erofs"
-            if rest > 1 and os.path.exists(merged):
-                return [*lowers, Lower(merged, tuple(f"{below}/{TAR}" for below in reversed(places[number:])))]
-            lowers.append(Lower(f"{place}/{IMAGE}", (f"{place}/{TAR}",)))
-        return lowers
+                heads.append(Head(place, 0))
+            elif rest > 1 and os.path.exists(_merged_image(place, rest)):
+                return [*heads, Head(place, rest)]
+            else:
+                heads.append(Head(place, 1))
+        return heads
+
+    def _lower(self, head: Head, links: list[str]) -> Lower:
+        """Put a lower together; only one over many layers has to resolve their short names."""
+        if head.count < 2:
+            return lower_of(head.place) if head.count else Lower(head.place)
+        places = [self._place(link) for link in reversed(links[-head.count :])]
+        return Lower(_merged_image(head.place, head.count), tuple(one for place in places for one in devices_of(place)))
 
     def _place(self, link: str) -> str:
-        """Resolve a short name; without a stat of every part, as chains have hundreds of them."""
-        return f"{self.root}/{os.readlink(f'{self.root}/{link}')[3:]}"
+        """Resolve a short name; each once, and without a stat of every part, as chains have hundreds of them."""
+        place = self._places.get(link)
+        if place is None:
+            place = self._places[link] = f"{self.root}/{os.readlink(f'{self.root}/{link}')[3:]}"
+        return place
 
     def _chain(self, record: Record) -> list[str]:
         """List the short names of what lies below a snapshot, topmost first."""
@@ -182,18 +212,22 @@ class Driver(StackSnapshotter):
 
     def _merge(self, links: list[str]) -> None:
         """Make one image of the lowest layers where there are many lowers; directories above them stay their own."""
-        if len(self._stack(links)) <= MOST_LOWERS:
+        if len(self._heads(links)) <= MOST_LOWERS:
             return
+        from pylayers._native import erofs, tardiff
+
         places = [Path(self._place(link)) for link in links]
         first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
         run = places[first:][::-1]
-        if not 1 < len(run) <= erofs.MOST_DEVICES:
-            return  # directories only: as many as overlayfs takes
+        ends = [base_end_of(str(place)) for place in run]
+        if len(run) < 2 or len(run) + sum(map(bool, ends)) > erofs.MOST_DEVICES:
+            return  # directories only, or as many as overlayfs takes
         tables = [open_index(place / INDEX).table for place in run]
         records, heap = tardiff.merge([(table.records, table.heap) for table in tables])
         try:
-            with _fresh(run[-1] / f"merged-{len(run)}.erofs") as descriptor:
-                erofs.write(descriptor, records, heap, [os.stat(place / TAR).st_size for place in run])
+            with fresh_file(Path(_merged_image(str(run[-1]), len(run)))) as descriptor:
+                sizes = [os.stat(place / TAR).st_size for place in run]
+                erofs.write(descriptor, records, heap, sizes, base_ends=ends)
         except erofs.NotMappable as error:
             raise DriverError(f"cannot merge {len(run)} layers into one image: {error}") from error
 
@@ -201,22 +235,29 @@ class Driver(StackSnapshotter):
         """Lay an index beside a snapshot's files; False for a layer that has to be unpacked."""
         import tempfile
 
-        number = len(_layers(directory))
+        from pylayers._native import erofs
+        from pylayers.snapshot.layerimage import give_metadata, settle_table
+
+        number = len(list_places(directory))
         hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
         try:
             diff = directory / "diff"
-            table = settle_table(layer.table, diff, lambda: self._below(record))
-            with _fresh(hidden / IMAGE) as descriptor:
-                erofs.write(descriptor, table.records, table.heap, [layer.size_bytes])
-            _link_tar(layer, hidden / TAR)
-            _link_index(layer, hidden / INDEX)
+            table = settle_table(layer.table, diff, lambda: closing(self._tables_below(record)))
+            linked = link_tars(layer, hidden)
+            end = linked or 0
+            with fresh_file(hidden / IMAGE) as descriptor:
+                erofs.write(descriptor, table.records, table.heap, [layer.size_bytes], base_ends=[end])
+            if linked is None:
+                copy_tar(layer, hidden / TAR)
+            link_index(layer, hidden / INDEX)
             root = table.entry(0)
             if not root.flags & FLAG_IMPLICIT:
                 give_metadata(diff, root, table.xattrs(root))
             (hidden / "settled").write_text(str(os.stat(diff).st_ctime_ns))
-            (hidden / "link").write_text(self._link(f"{record.id}/layer/{number}"))
+            place = name_place(number, end)
+            (hidden / "link").write_text(self._link(f"{record.id}/layer/{place}"))
             (directory / "layer").mkdir(mode=0o700, exist_ok=True)
-            os.rename(hidden, directory / "layer" / str(number))
+            os.rename(hidden, directory / "layer" / place)
             return True
         except erofs.NotMappable:
             return False
@@ -226,74 +267,14 @@ class Driver(StackSnapshotter):
                 remove_tree(hidden)
 
 
-def _layers(directory: Path) -> list[Path]:
-    """List the places of the layers that were applied to a snapshot, lowest first."""
-    try:
-        numbers = sorted(map(int, os.listdir(directory / "layer")))
-    except FileNotFoundError:
-        return []
-    return [directory / "layer" / str(number) for number in numbers]
+def _merged_image(place: str, count: int) -> str:
+    return f"{place}/merged-{count}.erofs"
 
 
 def _is_settled(directory: Path) -> bool:
     """Tell whether nobody changed the top of a snapshot since its last layer was applied."""
-    settled = (_layers(directory)[-1] / "settled").read_text()
+    settled = (list_places(directory)[-1] / "settled").read_text()
     return os.stat(directory / "diff").st_ctime_ns == int(settled)
-
-
-@contextmanager
-def _fresh(path: Path) -> Iterator[int]:
-    """Give a file that appears under its name, and synced, only when the block ends well."""
-    hidden = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-        os.fsync(descriptor)  # a torn image would show wrong files, and nothing would tell
-        os.rename(hidden, path)
-    except BaseException:
-        hidden.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _link_tar(layer: Layer, target: Path) -> None:
-    """Give a layer's tar another name; on another file system, a copy."""
-    try:
-        os.link(layer.tar_path, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-            raise
-        source = layer.open_tar()
-        try:
-            copy = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                copyup.copy_file(source, copy, layer.size_bytes)
-                os.fsync(copy)
-            finally:
-                os.close(copy)
-        finally:
-            os.close(source)
-
-
-def _link_index(layer: Layer, target: Path) -> None:
-    """Keep a layer's table beside its image: another name for the store's file, where that is one."""
-    beside = layer.tar_path.with_name(INDEX)
-    try:
-        os.link(beside, target)
-        return
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOENT):
-            raise
-    with open(target, "xb") as file:
-        write_index(
-            file.fileno(),
-            layer.table.records,
-            layer.table.heap,
-            b"",
-            size_bytes=layer.size_bytes,
-            diff_hex=digest_hex(layer.diff_id),
-        )
 
 
 def probe(directory: Path) -> Probe:
@@ -312,6 +293,8 @@ def probe(directory: Path) -> Probe:
 
 
 def _probe_in(scratch: Path) -> Probe:
+    from pylayers._native import erofs
+
     for name in ("below", "upper", "work"):
         (scratch / name).mkdir()
     (scratch / "below" / "gone").touch()
@@ -322,7 +305,7 @@ def _probe_in(scratch: Path) -> Probe:
     builder.add(b"file", Entry(mode=stat.S_IFREG | 0o644, data_offset=512, size_bytes=7))
     builder.add(b"gone", Entry(mode=stat.S_IFCHR, flags=FLAG_WHITEOUT))
     table, _ = builder.build()
-    with _fresh(scratch / "image") as descriptor:
+    with fresh_file(scratch / "image") as descriptor:
         erofs.write(descriptor, table.records, table.heap, [1024])
     one = Mount(
         "overlay",

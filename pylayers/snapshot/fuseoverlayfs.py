@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from pylayers._native import walk
-from pylayers.diff.apply import WHITEOUT_USERXATTR, in_user_namespace
+from pylayers.diff.namespace import in_user_namespace
 from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import PylayersError
 from pylayers.record import replace
@@ -39,7 +39,7 @@ class Driver(StackSnapshotter):
         """Open the driver's directory; in a user namespace opaque directories are marked by the user's attributes."""
         super().__init__(root)
         if in_user_namespace():
-            self.marks = WHITEOUT_USERXATTR
+            self.user_marks = True
 
     def _mounts(self, record: Record) -> list[Mount]:
         mounts = super()._mounts(record)

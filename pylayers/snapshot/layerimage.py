@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pylayers._native import changeset
 from pylayers.diff.whiteout import OVERLAY_PREFIXES
-from pylayers.snapshot.lower import LowerStack, read_xattrs
+from pylayers.snapshot.lower import read_xattrs
+from pylayers.snapshot.lowertable import TableStack
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     ENTRY_STRUCT,
@@ -25,7 +26,7 @@ from pylayers.store.row import Entry
 MARKED = FLAG_WHITEOUT | FLAG_OPAQUE | FLAG_IMPLICIT
 
 
-def settle_table(table: EntryTable, top: Path, below: Callable[[], AbstractContextManager[LowerStack]]) -> EntryTable:
+def settle_table(table: EntryTable, top: Path, below: Callable[[], AbstractContextManager[TableStack]]) -> EntryTable:
     """Return a layer's table as it has to be shown over what lies below it.
 
     Directories that the layer only passes through get the metadata that they have below (the root: `top`'s), since an
@@ -95,7 +96,7 @@ class _Rows:
         return EntryTable(records, bytearray().join((heap, self._more)) if self._more else heap)
 
 
-def _settle_row(changed: _Rows, stack: LowerStack, row: int, entry: Entry, path: bytes) -> None:
+def _settle_row(changed: _Rows, stack: TableStack, row: int, entry: Entry, path: bytes) -> None:
     found = stack.find(path)
     if entry.flags & FLAG_WHITEOUT:
         if found is None:
@@ -105,7 +106,7 @@ def _settle_row(changed: _Rows, stack: LowerStack, row: int, entry: Entry, path:
     if entry.flags & FLAG_OPAQUE and not merges:
         changed.put(row, entry._replace(flags=entry.flags & ~FLAG_OPAQUE))
     if entry.flags & FLAG_IMPLICIT and found is not None and merges:
-        changed.take(row, found.stat, read_xattrs(found.path))
+        changed.take(row, *stack.read(path, found))
 
 
 def give_metadata(directory: Path, entry: Entry, xattrs: dict[bytes, bytes]) -> None:

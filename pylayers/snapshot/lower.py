@@ -69,7 +69,7 @@ class LowerStack:
             if not stat.S_ISDIR(seen.st_mode):
                 break
             directories.append(place)
-            if _is_opaque(place):
+            if is_opaque(place):
                 break
         return None if first is None else Found(*first, tuple(directories))
 
@@ -95,7 +95,8 @@ def copy_metadata(source: bytes, seen: os.stat_result, target: bytes) -> None:
     os.utime(target, ns=(seen.st_mtime_ns, seen.st_mtime_ns))
 
 
-def _is_opaque(directory: bytes) -> bool:
+def is_opaque(directory: bytes) -> bool:
+    """Tell whether a directory is marked to hide those below."""
     for name in OPAQUE_NAMES:
         try:
             if os.getxattr(directory, name, follow_symlinks=False) == b"y":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
+from pylayers.record import replace
 from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
+from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import mount_points_below, read_mount_table
 
 __all__ = ["flush", "is_mounted_from", "mount", "mount_points_below", "mounted", "unmount"]
@@ -31,15 +32,18 @@ CLONE_FS = 0x200  # linux/sched.h
 AUFS_MODULE = "/sys/fs/aufs"
 
 
-def mount(mounts: Sequence[Mount], target: Path, *, nodev: bool = False) -> None:
+def mount(mounts: Sequence[Mount], target: Path, *, nodev: bool = False, volatile: bool = False) -> None:
     """Mount a snapshot at an existing directory, as one private mount; nodev: its device files are shut.
+
+    volatile: what is written need not outlive a power cut, so that an overlay (Linux 5.10) waits for no disk, neither
+    when it is unmounted nor for fsync.
 
     Raises PermissionDenied, DriverError (with the kernel's words); nothing stays mounted on failure.
     """
     done = 0
     try:
         for one in mounts:
-            _mount_one(one, target)
+            _mount_one(one, target, volatile=volatile)
             done += 1
             sysmount.mount(b"", os.fsencode(target), b"", sysmount.MS_PRIVATE)
         if nodev:
@@ -110,9 +114,28 @@ def flush(top: Path) -> None:
         os.close(descriptor)
 
 
-def _mount_one(one: Mount, target: Path) -> None:
+def _mount_one(one: Mount, target: Path, *, volatile: bool) -> None:
     mounter = MOUNTERS.get(one.type, _mount_file_system)
+    if one.type == "overlay" and one.work:
+        _accept_upper(one.work)
+        if volatile:
+            try:
+                mounter(replace(one, options=(*one.options, "volatile")), target)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise  # a kernel that doesn't know the option mounts as ever
     mounter(one, target)
+
+
+def _accept_upper(work: str) -> None:
+    """Take away the mark by which the kernel refuses an upper after a volatile mount, as a power cut may have cut it.
+
+    Such an upper is a --rm container's: of an earlier boot's, nothing but the removal is left (engine/reap.py).
+    """
+    mark = f"{work}/work/incompat"
+    if os.path.exists(mark):
+        remove_tree(Path(mark))
 
 
 def _mount_bind(one: Mount, target: Path) -> None:
@@ -173,6 +196,8 @@ def _overlay_from_above(one: Mount, target: Path, refused: OSError) -> None:
             _overlay(one, [os.path.relpath(lower, above) for lower in one.lowers], target)
         except OSError as error:
             failures.append(error)
+
+    import threading
 
     thread = threading.Thread(target=work)
     thread.start()

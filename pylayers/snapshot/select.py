@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, cast
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
 from pylayers.record import record
@@ -17,6 +16,12 @@ from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
 from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import detach_below
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 DRIVER_VARIABLE = "PYLAYERS_DRIVER"
 MIGRATION_FILE = "migrating"
@@ -60,7 +65,9 @@ DRIVER_ORDER = tuple(MODULES)
 
 def load_implementation(name: str) -> Implementation:
     """Import a driver's module. Raises KeyError for an unknown name."""
-    return cast("Implementation", importlib.import_module(MODULES[name]))
+    module: Any = importlib.import_module(MODULES[name])
+    found: Implementation = module
+    return found
 
 
 def list_drivers(root: Path) -> list[DriverStatus]:
@@ -151,7 +158,7 @@ def mark_migration(root: Path, name: str, target: str) -> None:
 def migration_target(root: Path, name: str) -> str:
     """Name the driver that a driver's snapshots are being moved to, "" for none."""
     try:
-        target = (root / name / MIGRATION_FILE).read_text("ascii", "replace").strip()
+        target = (root / name / MIGRATION_FILE).read_text("utf-8", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return target if target in DRIVER_ORDER else ""

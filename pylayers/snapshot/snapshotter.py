@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
 
 from pylayers.record import record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from pylayers.store.layer import Layer
+else:
+    Protocol = object
 
 
 class SnapshotKind(Enum):

@@ -13,16 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pylayers._native import walk
-from pylayers.diff.apply import WHITEOUT_APPLY, WHITEOUT_OVERLAY, apply_layer
-from pylayers.diff.whiteout import convert_upper
 from pylayers.errors import DriverError
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
 from pylayers.snapshot.projectquota import limit_directories, release_project, sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
-from pylayers.snapshot.upper import find_upper_changes
 from pylayers.store.entry import FLAG_IMPLICIT, EntryTable
 from pylayers.store.file import remove_tree, sync_path
 from pylayers.store.layer import Layer
@@ -36,7 +32,7 @@ class StackSnapshotter(DefaultSnapshotter):
     """Keep snapshots as overlay layers in docker's layout; the base of drivers, not one itself."""
 
     writable = ("diff", "work")  # the directories that a mounted active snapshot writes to
-    marks = WHITEOUT_OVERLAY  # how a layer's whiteouts and opaque directories are kept
+    user_marks = False  # whiteouts and opaque directories are kept in names that users may set, not in trusted ones
 
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
@@ -105,6 +101,9 @@ class StackSnapshotter(DefaultSnapshotter):
 
     def apply(self, key: str, layer: Layer) -> None:
         """Unpack a layer straight into the upper of an active snapshot; nothing is mounted."""
+        from pylayers.diff.apply import WHITEOUT_APPLY, WHITEOUT_OVERLAY, WHITEOUT_USERXATTR, apply_layer
+
+        marks = WHITEOUT_USERXATTR if self.user_marks else WHITEOUT_OVERLAY
         record = self._active(key)
         with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
             diff = self._content(record)
@@ -113,7 +112,7 @@ class StackSnapshotter(DefaultSnapshotter):
                     self._make_implicit(layer.table, below, diff)
             descriptor = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                apply_layer(descriptor, layer, self.marks if record.parent_id is not None else WHITEOUT_APPLY)
+                apply_layer(descriptor, layer, marks if record.parent_id is not None else WHITEOUT_APPLY)
             finally:
                 os.close(descriptor)
 
@@ -123,6 +122,10 @@ class StackSnapshotter(DefaultSnapshotter):
         Files and directories that were copied up without a change are left out: type, mode, owner, device, xattrs,
         mtime (ns), link target and content as the parent shows them.
         """
+        from pylayers._native import walk
+        from pylayers.diff.whiteout import convert_upper
+        from pylayers.snapshot.upper import find_upper_changes
+
         record = self._changeable(key)
         with translated(f"find the changes of snapshot {key!r}"):
             descriptor = os.open(self._content(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

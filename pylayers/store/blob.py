@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
-from pylayers.oci.digest import check_digest, digest_hex, digest_of
+from pylayers.oci.digest import check_digest, choose_sha256, digest_hex, digest_of
 from pylayers.record import record
 from pylayers.store.file import remove_file, sync_path, translates, translating, write_all
 from pylayers.store.index import CHECK_HINT
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from pylayers.store.lease import Lease
     from pylayers.store.workspace import Workspace
 
@@ -36,13 +38,11 @@ class VerifiedReader(io.RawIOBase):
     """Read a file and compare its digest at the end; the last read raises IntegrityError instead of ending."""
 
     def __init__(self, path: Path, digest: str) -> None:
-        import hashlib
-
         super().__init__()
         self._file = path.open("rb", buffering=0)
         self._path = path
         self._digest = digest
-        self._hasher = hashlib.sha256()
+        self._hasher = choose_sha256(os.fstat(self._file.fileno()).st_size)()
 
     def readable(self) -> bool:
         """Tell that reading works."""
@@ -71,14 +71,12 @@ class BlobWriter:
     def __init__(
         self, store: BlobStore, scratch: Path, expected_digest: str | None, size_bytes: int | None, lease: Lease | None
     ) -> None:
-        import hashlib
-
         self._store = store
         self._scratch = scratch
         self._expected = expected_digest
         self._limit = size_bytes
         self._lease = lease
-        self._hasher = hashlib.sha256()
+        self._hasher = choose_sha256(size_bytes)()
         self._descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.size_bytes = 0
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pylayers.errors import AlreadyExists, Conflict, NotFound
 from pylayers.record import record, replace
 from pylayers.store.database import Database
 from pylayers.store.mirror import Mirror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @record

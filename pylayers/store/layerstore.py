@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import digest_from_hex, digest_hex, is_digest
@@ -24,7 +22,10 @@ from pylayers.store.layer import Layer
 from pylayers.store.splice import Base, fill_hole, find_base, is_same_between, read_range, share_beginning
 from pylayers.store.state import STATES_NAME, pack_states, read_states
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
+
     from pylayers.store.lease import Lease
     from pylayers.store.workspace import Workspace
 
@@ -123,7 +124,11 @@ class _Syncing:
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         self._descriptor = descriptor
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._sync) if size_bytes >= _OVERLAP_BYTES else None
+        self._thread: threading.Thread | None = None
+        if size_bytes >= _OVERLAP_BYTES:
+            import threading
+
+            self._thread = threading.Thread(target=self._sync)
 
     def _sync(self) -> None:
         try:

@@ -7,16 +7,16 @@ unlike a process id it cannot be mistaken for another's, and it works across PID
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import InvalidInput
 from pylayers.record import record
 from pylayers.store.database import Database
+from pylayers.thread import allocate_lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.store.lock import Lock
     from pylayers.store.workspace import Workspace
@@ -104,7 +104,7 @@ class Lease:
         self._leases = leases
         self._admit = admit
         self._ended = ended
-        self._mutex = threading.Lock()
+        self._mutex = allocate_lock()
         self._lock = None if settled else admit()  # while this is held nothing can be collected
         self._noted: set[tuple[str, str]] = set()  # while the lock is held
         self.purpose = purpose

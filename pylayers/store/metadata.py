@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pylayers.errors import Conflict, InvalidInput, NotFound
 from pylayers.oci.chain import extend_chain
@@ -17,8 +16,10 @@ from pylayers.store.lease import Leases
 from pylayers.store.mirror import Mirror
 from pylayers.store.step import StepRecord, Steps
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
+    from typing import Any
 
     from pylayers.store.workspace import Workspace
 
@@ -266,3 +267,7 @@ class Metadata:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+    def leave(self) -> None:
+        """Leave the database to the end of this process."""
+        self.database.leave()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pylayers.errors import InvalidInput
 from pylayers.oci.digest import hex_of
 from pylayers.oci.document import DOCUMENT_LIMIT_BYTES, Fields, decode, encode
 from pylayers.store.file import remove_file, translates, write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _SUFFIX = ".json"
 

@@ -1,6 +1,12 @@
-"""One record of an entry table. Apart, and without postponed annotations: typing compiles each that is a text, 1 ms."""
+"""One record of an entry table."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from pylayers.record import NamedTuple
 
 
 class Entry(NamedTuple):

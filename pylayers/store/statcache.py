@@ -133,7 +133,7 @@ def _encode_key(root_key: str) -> bytes:
 def _boot_id() -> bytes:
     """Identify this start of the machine; zeros (never equal, see _decode) where the kernel doesn't tell."""
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        text = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8")
         return bytes.fromhex(text.strip().replace("-", ""))[:16].ljust(16, b"\0")
     except (OSError, ValueError):
         return bytes(16)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from pylayers.record import field, record
 from pylayers.store.database import Database
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # A step's last use is written at most this often, so that a rebuild with nothing changed writes nothing.
 TOUCH_AFTER_NS = 3600 * 10**9

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pylayers.errors import Conflict, InvalidInput, Unsupported
 from pylayers.store.blob import BlobStore
@@ -19,13 +17,15 @@ from pylayers.store.location import STAT_CACHE_FOLDER
 from pylayers.store.lock import Lock
 from pylayers.store.metadata import Metadata
 from pylayers.store.workspace import Workspace
+from pylayers.thread import allocate_lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.store.check import Problem
     from pylayers.store.collect import Collected
     from pylayers.store.statcache import StatCache
 
-ROOT_VERSION = 1
+ROOT_VERSION = 2  # 2: layers may be spliced, which who knows 1 would read as zeros
 ROOT_MODE = 0o711
 # docker's folders and modes; storage drivers make their own beside them.
 FOLDERS = {
@@ -53,10 +53,11 @@ class Store:
     def __init__(self, root: Path, lock: Lock) -> None:
         image = root / "image"
         self.root = root
+        self.ends_with_process = False  # set by whoever closes it just before its process ends: see Database.leave
         self._lock = lock
         self._workspace = Workspace(root / "tmp")
         self._leases: list[Lease] = []
-        self._mutex = threading.Lock()
+        self._mutex = allocate_lock()
         self.blobs = BlobStore(image / "blobs" / "sha256", self._workspace, self._admit)
         self.layers = LayerStore(image / "layers" / "sha256", self._workspace, self._admit)
         self.metadata = Metadata(image, self._workspace)
@@ -70,13 +71,16 @@ class Store:
         (neither is touched), Conflict while the root is being rebuilt, PermissionDenied.
         """
         root = Path(os.path.abspath(root))
-        if not check_version(root):
+        version = check_version(root)
+        if not version:
             make_root(root)
         try:
             lock = Lock(root / "image" / "store.lock", exclusive=False, wait=False)
         except BlockingIOError:
             raise Conflict(f"{root}: the store is being rebuilt or migrated by another process") from None
         try:
+            if version and version < ROOT_VERSION:  # whatever the earlier one could hold, this one can
+                write_version(root)
             store = cls(root, lock)
             store._workspace.sweep()
         except BaseException:
@@ -188,7 +192,10 @@ class Store:
                 leases = list(self._leases)
             for lease in leases:
                 lease.close()
-            self.metadata.close()
+            if self.ends_with_process:
+                self.metadata.leave()
+            else:
+                self.metadata.close()
             self._workspace.close()
             self._lock.close()
 
@@ -201,11 +208,14 @@ class Store:
         self.close()
 
 
-def check_version(root: Path) -> bool:
-    """Tell whether root is a data root; raises Unsupported for a newer one, InvalidInput for another's directory."""
+def check_version(root: Path) -> int:
+    """Return a data root's version, 0 where there is none yet.
+
+    Raises Unsupported for a newer one, InvalidInput for another's directory.
+    """
     path = root / "image" / _VERSION_FILE
     try:
-        text = path.read_text("ascii", "replace").strip()
+        text = path.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         text = ""
     if text:
@@ -216,7 +226,7 @@ def check_version(root: Path) -> bool:
                 f"{root}: made by a newer pylayers (data root version {text}, this one knows {ROOT_VERSION})",
                 hint="upgrade pylayers, or choose another root with --root",
             )
-        return True
+        return int(text)
     try:
         strangers = sorted(set(os.listdir(root)) - set(FOLDERS) - {"lost+found"})
         if (root / "image").is_dir():
@@ -224,13 +234,13 @@ def check_version(root: Path) -> bool:
             left = [name for name in os.listdir(root / "image") if not name.startswith(".")]
             strangers += [f"image/{name}" for name in sorted(set(left) - known)]
     except FileNotFoundError:
-        return False
+        return 0
     if strangers:
         raise InvalidInput(
             f"{root}: not a pylayers data root, and it holds {strangers[0]!r}",
             hint="choose an empty or new directory with --root",
         )
-    return False
+    return 0
 
 
 def make_root(root: Path) -> None:
@@ -243,4 +253,9 @@ def make_root(root: Path) -> None:
         os.chmod(folder, mode)
     for name in _IMAGE_FOLDERS:
         (root / "image" / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_version(root)
+
+
+def write_version(root: Path) -> None:
+    """Say which version a root has from now on."""
     write_file(root / "image" / _VERSION_FILE, f"{ROOT_VERSION}\n".encode())

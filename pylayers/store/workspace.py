@@ -6,12 +6,12 @@ Half-made ingests live here. Whoever opens the store next removes the scratch di
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 from pylayers.store.file import fresh_name, remove_tree
 from pylayers.store.lock import Lock
 from pylayers.store.mountpoint import detach_below
+from pylayers.thread import allocate_lock
 
 _OWNER_LOCK = "owner.lock"
 _SWEEP_LOCK = "sweep.lock"
@@ -24,7 +24,7 @@ class Workspace:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._mutex = threading.Lock()
+        self._mutex = allocate_lock()
         self._owned: tuple[Path, Lock] | None = None
 
     def path(self, prefix: str) -> Path:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import random
+import shutil
+import stat
 import struct
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pylayers.errors import NoSpace, Unsupported
-from pylayers.snapshot import erofs, imagemount
+from pylayers.snapshot import erofs, imagemount, lowertable
+from pylayers.snapshot.lower import read_xattrs
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Snapshotter
 from pylayers.store.entry import FLAG_SPARSE, TableBuilder
@@ -108,6 +114,67 @@ class TestErofs(CrashSuite, ForeignSuite):
             parent = stage.make(f"made{number}", parent, lambda top: write(top, f"m{number}"))  # noqa: B023
         with stage.viewed(parent) as top:
             assert sorted(path.name for path in top.iterdir()) == ["f5", "last", "m0", "m1", "m2", "m3"]
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_tables_tell_what_mounted_images_show(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, seed: int
+    ) -> None:
+        """The search by tables finds what a search through the images of all layers below does."""
+        monkeypatch.setattr(erofs, "MOST_LOWERS", 4)
+        chance = random.Random(seed)
+        driver = stage.driver
+        assert isinstance(driver, erofs.Driver)
+        names = (b"a", b"b", b"c")
+        candidates = [b"/".join(parts) for depth in range(4) for parts in itertools.product(names, repeat=depth)]
+        parent, found = None, 0
+        for number in range(12):
+            if number % 5 == 4:
+                parent = stage.make(f"n{number}", parent, lambda top: scribble(top, chance))
+            else:
+                key = stage.fresh("key")
+                driver.prepare(key, parent)
+                for at in range(chance.choice([1, 1, 2])):
+                    layer = foreign_tar(stage.scratch / f"{number}-{at}.tar", chance)
+                    driver.apply(key, layer)
+                driver.commit(f"n{number}", key)
+                parent = f"n{number}"
+            key = stage.apply_to_sibling(foreign_tar(stage.scratch / f"{number}-own.tar", chance), parent)
+            record = driver.catalog.get(key)
+            with driver._below(record) as mounts, closing(driver._tables_below(record)) as tables:
+                for path in candidates:
+                    shown, sight = mounts.find(path), tables.find(path)
+                    assert (shown is None) == (sight is None), path
+                    if shown is not None and sight is not None:
+                        found += 1
+                        assert bool(shown.directories) == bool(sight.directories), path
+                        seen, xattrs = tables.read(path, sight)
+                        assert metadata(seen) == metadata(shown.stat), path
+                        assert xattrs == read_xattrs(shown.path), path
+        assert found > 50
+
+    def test_tables_are_enough_where_nothing_has_to_be_read(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A layer that names no directories mounts none of those below unless one has them."""
+        opened: list[str] = []
+        real = imagemount.open_image
+
+        def open_image(path: str, devices: tuple[str, ...]) -> int:
+            opened.append(path)
+            return real(path, devices)
+
+        monkeypatch.setattr(lowertable, "open_image", open_image)
+        parent = None
+        for number in range(6):
+            layer = small_tar(stage.scratch / f"{number}.tar", **{f"d{number % 4}/{number}": b"x"})
+            key = stage.apply_to_sibling(layer, parent)
+            parent = f"n{number}"
+            stage.driver.commit(parent, key)
+            assert len(opened) == max(0, number - 3)
+        with stage.viewed("n5") as top:
+            assert sorted(str(path.relative_to(top)) for path in top.glob("*/*")) == [
+                "d0/0", "d0/4", "d1/1", "d1/5", "d2/2", "d3/3",
+            ]  # fmt: skip
 
     def test_what_has_to_be_unpacked_is(self, stage: Stage) -> None:
         """A sparse file whose data isn't at multiples of 512 bytes has no place in EROFS's blocks."""
@@ -218,6 +285,63 @@ class TestErofs(CrashSuite, ForeignSuite):
             found = erofs.probe(top)
         assert not found.usable
         assert found.reason
+
+
+def foreign_tar(path: Path, chance: random.Random) -> Layer:
+    """Write a random small tar: files, named and unnamed directories, whiteouts, opaque marks, devices 0:0."""
+    kinds: dict[str, str] = {}
+
+    def fill(folder: str, depth: int) -> None:
+        for name in "abc":
+            place = f"{folder}{name}"
+            kind = chance.choice(["none", "none", "file", "gone", "device", "folder", "folder", "passed", "passed"])
+            if kind in ("folder", "passed") and depth < 3:
+                kinds[place] = kind
+                fill(f"{place}/", depth + 1)
+                if chance.random() < 0.2:
+                    kinds[f"{place}/.wh..wh..opq"] = "mark"
+            elif kind == "gone":
+                kinds[f"{folder}.wh.{name}"] = "mark"
+            elif kind in ("file", "device"):
+                kinds[place] = kind
+
+    fill("", 1)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as out:
+        for name, kind in kinds.items():
+            member = tarfile.TarInfo(name)
+            member.mode = chance.choice([0o755, 0o700, 0o1777])
+            member.uid, member.mtime = chance.randrange(9), chance.randrange(10**9)
+            if kind == "folder":
+                member.type = tarfile.DIRTYPE
+                member.pax_headers = {"SCHILY.xattr.user.of": name} if chance.random() < 0.5 else {}
+            elif kind == "device":
+                member.type = tarfile.CHRTYPE
+            if kind != "passed":
+                out.addfile(member)
+    return scanned(path)
+
+
+def scribble(top: Path, chance: random.Random) -> None:
+    """Change a mounted tree at random."""
+    for path in sorted(top.rglob("*"), reverse=True):
+        done = chance.choice(["keep", "keep", "mode", "remove"])
+        if not os.path.lexists(path):
+            continue  # an overlay lists devices 0:0 of a directory that merges with nothing, but shows none
+        if done == "mode":
+            path.chmod(chance.choice([0o750, 0o711]))
+        elif done == "remove" and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+            if chance.random() < 0.5:
+                path.mkdir(exist_ok=True)  # which is opaque
+        elif done == "remove":
+            path.unlink()
+    write(top, f"a{chance.randrange(9)}")
+
+
+def metadata(seen: os.stat_result) -> tuple[int, ...]:
+    """Give what a directory's row takes of another one, and the size of files."""
+    size = 0 if stat.S_ISDIR(seen.st_mode) else seen.st_size
+    return (seen.st_mode, seen.st_uid, seen.st_gid, seen.st_mtime_ns, seen.st_rdev, size)
 
 
 def loops_in_use() -> set[str]:

@@ -11,6 +11,19 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 60
+# What a command that is over in milliseconds must not load, top packages and modules alike.
+HEAVY = {
+    "numpy", "rich", "click", "httpx", "zstandard", "isal",
+    # hashlib, ssl: OpenSSL's library is loaded with them; the rest takes milliseconds each.
+    "hashlib", "_hashlib", "ssl", "_ssl", "asyncio", "concurrent", "subprocess", "socket", "tempfile", "shutil",
+    "dataclasses", "inspect", "argparse", "logging", "random", "http", "email", "tarfile", "typing", "datetime",
+    "sqlite3",
+}  # fmt: skip
+
+
+def heavy(modules: set[str]) -> set[str]:
+    """Return those of the modules that belong to a heavy package."""
+    return {name for name in modules if name.split(".")[0] in HEAVY}
 
 
 class Cli:
@@ -38,6 +51,11 @@ class Cli:
         assert "Traceback" not in err, err
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{out}\n{err}"
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    def loaded(self, *arguments: str) -> set[str]:
+        """Return the modules that a command line imports."""
+        err = self(*arguments, python=("-X", "importtime")).stderr
+        return {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
 
     def lines(self, *arguments: str) -> list[str]:
         return self(*arguments).stdout.splitlines()

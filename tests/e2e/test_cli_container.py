@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from busybox_rootfs import fill, needs_root, usable_runtimes
-from cli_process import Cli
+from cli_process import Cli, heavy
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -34,6 +34,26 @@ def cli(tmp_path: Path, base: bytes) -> Iterator[Cli]:
     yield made
     for container in made.lines("ps", "-aq"):
         made("rm", "-f", container)
+
+
+def kernels(modules: set[str]) -> set[str]:
+    return {name.removeprefix("pylayers._native.") for name in modules if name.startswith("pylayers._native.")}
+
+
+def test_run_and_commit_import_what_they_use(cli: Cli) -> None:
+    cli("run", "--name", "changed", "box", "touch", "/etc/made")
+    cli("commit", "changed", "made")  # the driver is chosen, and its modules are compiled
+    ran = cli.loaded("run", "--rm", "box", "true")
+    cli("run", "--name", "again", "box", "touch", "/etc/again")
+    committed = cli.loaded("commit", "again", "made")
+    assert "pylayers.container.monitor" in ran
+    assert "pylayers.diff.write" in committed
+    assert not heavy(ran | committed)
+    assert not (ran | committed) & {"threading", "encodings.ascii"}
+    assert not {name for name in ran if name.split(".")[0] == "blake3"}
+    assert kernels(ran) <= {"sysmount", "clear"}
+    assert kernels(committed) <= {"sysmount", "clear", "walk", "tardiff", "changeset", "tarwrite"}
+    assert not {name for name in committed if name.startswith(("pylayers.container.start", "pylayers.engine.create"))}
 
 
 def test_run_passes_output_input_and_exit_code(cli: Cli) -> None:

@@ -226,7 +226,7 @@ def test_an_earlier_layer_whose_bytes_are_not_there(
         return found
 
     original = resume.find_resumption
-    monkeypatch.setattr(write, "find_resumption", find)
+    monkeypatch.setattr(resume, "find_resumption", find)
     (context / "t" / "d6" / "small").write_text("one more\n")
     third = build(engine, context)
     assert layer(engine, third).base is None

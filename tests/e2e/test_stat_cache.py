@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pylayers.build.event import BuildResult, Event, StepFinished, StepStarted
+from pylayers.build.source import selector
 from pylayers.engine import Engine
 from pylayers.errors import Conflict
 from tests.e2e.build_case import content, leftovers, members, open_with_base, statuses
@@ -110,6 +111,32 @@ def test_only_the_changed_file_is_hashed_before_the_layer_is_written(engine: Eng
     assert statuses(result)[1] == "COPY cached"
     assert opened == {"a"}
     assert build(engine, tree)[1] == set()
+
+
+def test_files_that_were_written_to_need_no_second_walk(
+    engine: Engine, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.build(tree.parent)
+
+    def refuse(*given: object, **options: object) -> None:
+        raise AssertionError("the tree was walked")
+
+    monkeypatch.setattr(selector, "walk_selected", refuse)
+    for number, text in enumerate((b"other", b"", b"other again")):
+        (tree / "d" / "b").write_bytes(text)
+        (tree / "empty").chmod(0o600 + number)
+        os.setxattr(tree / "a", "user.number", b"%d" % number)
+        time.sleep(OLD_SECONDS)
+        result = engine.build(tree.parent)
+        assert statuses(result)[-1] == "COPY built"
+        layer = members(engine, result)
+        assert content(engine, result, "tree/d/b") == text
+        assert layer["tree/empty"].mode == 0o600 + number
+        assert layer["tree/a"].pax_headers["SCHILY.xattr.user.number"] == f"{number}"
+        assert statuses(engine.build(tree.parent))[-1] == "COPY cached"
+    (tree / "new").touch()
+    with pytest.raises(AssertionError, match="the tree was walked"):
+        engine.build(tree.parent)
 
 
 def test_a_touched_file_is_read_once_more_and_nothing_is_built(engine: Engine, tree: Path) -> None:

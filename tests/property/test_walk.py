@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pylayers._native import confirm, filehash
 from pylayers._native import walk as kernel
+from pylayers.build.source.selector import renew_rows
 from pylayers.store.entry import FLAG_HASHED, EntryTable, path_key
 from tests.oracle.tree import FOREVER_NS, observe_tree, opened, paths_of, unpack
 
@@ -66,7 +67,7 @@ def test_any_tree_equals_the_oracle(tree: dict[bytes, object], threads: int) -> 
             records, heap = kernel.walk(fd, threads=threads)
             assert unpack(records, heap) == observe_tree(os.fsencode(place))
             assert kernel.same(records, heap, *kernel.walk(fd, xattrs=True), FOREVER_NS)
-            assert confirm.confirm(fd, records, heap, FOREVER_NS, threads)
+            assert confirm.confirm(fd, records, heap, FOREVER_NS, threads) == b""
             rows = len(EntryTable(records, heap))
             filehash.hash_files(fd, records, heap, struct.pack(f"{rows}I", *range(rows)), blake3)
             fresh, fresh_heap = kernel.walk(fd)
@@ -135,5 +136,33 @@ def test_what_is_confirmed_is_what_a_walk_finds(tree: dict[bytes, object], data:
                 os.close(os.open(os.path.join(full, b"new name"), os.O_CREAT | os.O_CLOEXEC))
             else:
                 os.unlink(full)
-            assert not confirm.confirm(fd, *known, FOREVER_NS)
-            assert confirm.confirm(fd, *kernel.walk(fd), FOREVER_NS)
+            assert confirm.confirm(fd, *known, FOREVER_NS) is None
+            assert confirm.confirm(fd, *kernel.walk(fd), FOREVER_NS) == b""
+
+
+@settings(deadline=None, max_examples=60)
+@given(TREES, st.data())
+def test_files_that_were_written_to_are_told_and_renewed(tree: dict[bytes, object], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        make_tree(os.fsencode(place), tree, [])
+        with opened(os.fsencode(place)) as fd:
+            records, heap = kernel.walk(fd, xattrs=True)
+            plain = [
+                path
+                for path in paths_of(unpack(records, heap))
+                if stat.S_ISREG(os.lstat(os.path.join(os.fsencode(place), path)).st_mode)
+                and os.lstat(os.path.join(os.fsencode(place), path)).st_nlink == 1
+            ]
+            chosen = data.draw(st.sets(st.sampled_from(plain))) if plain else set()
+            for path in chosen:
+                with open(os.path.join(os.fsencode(place), path), "ab") as file:
+                    file.write(b"more")
+            rows = confirm.confirm(fd, records, heap, FOREVER_NS, data.draw(st.integers(1, 3)))
+            assert rows is not None
+            table = EntryTable(records, heap)
+            assert {table.path(table.entry(row)) for row in memoryview(rows).cast("I")} == chosen
+            renewed = renew_rows(fd, records, heap, rows)
+            assert renewed is not None
+            again = kernel.walk(fd, xattrs=True)
+            assert kernel.same(*again, *renewed, FOREVER_NS)
+            assert unpack(*renewed) == unpack(*again)

@@ -40,12 +40,23 @@ def test_layout_and_modes(store: Store) -> None:
 def test_a_newer_root_is_refused_and_not_touched(tmp_path: Path) -> None:
     root = tmp_path / "root"
     Store.open(root).close()
-    (root / "image" / "version").write_text("2\n")
+    (root / "image" / "version").write_text("3\n")
     (root / "tmp" / "work-theirs").mkdir()
     before = sorted(str(path) for path in root.rglob("*"))
-    with pytest.raises(Unsupported, match="version 2"):
+    with pytest.raises(Unsupported, match="version 3"):
         Store.open(root)
     assert sorted(str(path) for path in root.rglob("*")) == before
+
+
+def test_a_root_of_version_1_becomes_one_of_2(tmp_path: Path) -> None:
+    """Layers of version 1 are whole tars, which 2 has as well; spliced ones would be holes to who knows 1 alone."""
+    root = tmp_path / "root"
+    with Store.open(root) as store:
+        layer = add_layer(store, b"content")
+    (root / "image" / "version").write_text("1\n")
+    with Store.open(root) as store:
+        store.layers.verify(layer.diff_id)
+    assert (root / "image" / "version").read_text() == "2\n"
 
 
 @pytest.mark.parametrize("stranger", ["engine-id", "image/overlay2", "notes.txt"])

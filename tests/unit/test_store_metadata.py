@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import threading
@@ -10,7 +11,7 @@ import pytest
 from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInput, NotFound, Unsupported
 from pylayers.oci.chain import chain_ids
 from pylayers.store import Store
-from pylayers.store.database import MIGRATIONS, Database
+from pylayers.store.database import LOG_PAGES, MIGRATIONS, Database
 from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
 from tests.unit.store_sample import digest
 
@@ -206,6 +207,27 @@ def test_threads_and_processes_share_the_database(store: Store) -> None:
     assert errors == []
     assert len(store.metadata.steps.candidates("p")) == 150
     other.close()
+
+
+def test_a_database_left_to_the_end_of_its_process_is_whole(tmp_path: Path) -> None:
+    """The log stays for the next process, which finds all of it, and no number of them makes it long."""
+    path = tmp_path / "made.db"
+    log = tmp_path / "made.db-wal"
+    for turn in range(3):
+        child = os.fork()
+        if child == 0:
+            database = Database(path)
+            for number in range(200):
+                database.execute("INSERT INTO reference VALUES(?, ?)", (f"{turn}.{number}", A), durable=False)
+            database.leave()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert 0 < log.stat().st_size < 2 * LOG_PAGES * 4200
+    database = Database(path)
+    assert database.read("SELECT count(*) FROM reference") == [(600,)]
+    assert database.check() == []
+    database.close()
+    assert not log.exists()
 
 
 def test_database_settings_and_versions(store: Store) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 from pylayers.record import field, record
 from pylayers.store import Store
 from pylayers.store.metadata import StepRecord
 
 LATEST = 4  # so many earlier steps of an instruction are looked at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 
 @record

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pylayers.errors import InvalidInput
 from pylayers.record import record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.copy.filemode import Change
 

@@ -88,7 +88,7 @@ class LayerRows:
             if graft.rows.origin is not None:
                 graft.rows.origin.adopt(graft.rows.start + first, self.records, here, length)
         for graft, *_ in self.runs:
-            if graft.rows.origin is not None:
+            if graft.rows.origin is not None and graft.rows.origin.unknown:
                 # Rows that another source covered were not written, so their hashes may still be missing.
                 graft.rows.origin.unknown = unhashed_rows(graft.rows.origin.records)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pylayers.build.base import open_local_context
 from pylayers.build.cache.key import copy_key, copy_partial_key
@@ -18,6 +17,7 @@ from pylayers.dockerfile import instructions as df
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, SourceSpan
 from pylayers.record import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.copy.layout import SourceTree
     from pylayers.build.copy.rows import LayerRows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pylayers.build.base import DEFAULT_PATH
 from pylayers.build.cache.key import run_key
 from pylayers.build.cache.step import CachedStep
@@ -13,6 +11,7 @@ from pylayers.build.state import StageState
 from pylayers.dockerfile import instructions as df
 from pylayers.record import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.run.lend import OpenedMount
     from pylayers.dockerfile.lex import Heredoc

@@ -23,6 +23,14 @@ FRESH_NS = 1_000_000_000  # a step that comes later looks at its sources when it
 LEAST_ROWS = 1000  # fewer are confirmed sooner than a thread starts
 
 
+@record
+class Confirmed:
+    """Say what has changed of a known tree: rows of plain files, none, or more than that (None)."""
+
+    known: KnownTree
+    changed: bytes | None
+
+
 @record(frozen=False)
 class Start:
     """Hold a tree that is being confirmed, by a thread of its own and then by whoever waits for it."""
@@ -33,11 +41,11 @@ class Start:
     started_ns: int
     thread: threading.Thread
 
-    def finish(self) -> bool:
-        """Help with what is left, and tell whether the tree is as it was known."""
-        holds = self.work.run()
+    def finish(self) -> bytes | None:
+        """Help with what is left, and tell what has changed, as confirm does."""
+        self.work.run()
         self.thread.join()
-        return holds and self.work.run()  # nothing is left: what the thread found
+        return self.work.changed
 
 
 _started: dict[str, Start] = {}  # by the stat cache's file
@@ -61,8 +69,8 @@ def begin(root: str | None, context: str, dockerfile: str | None) -> None:
         return
 
 
-def take(cache: StatCache, key: str, root_fd: int) -> tuple[KnownTree, bool] | None:
-    """Return a tree that was begun with, and whether it is confirmed; None where nothing of use was begun.
+def take(cache: StatCache, key: str, root_fd: int) -> Confirmed | None:
+    """Return a tree that was begun with; None where nothing of use was begun.
 
     root_fd is what the build has open: it must be the directory that was confirmed.
     """
@@ -71,12 +79,12 @@ def take(cache: StatCache, key: str, root_fd: int) -> tuple[KnownTree, bool] | N
     start = _started.pop(str(cache.path(key)), None)
     if start is None:
         return None
-    confirmed = start.finish()
+    changed = start.finish()
     same = os.path.sameopenfile(start.descriptor, root_fd)
     os.close(start.descriptor)
     if not same or time.monotonic_ns() - start.started_ns > FRESH_NS:
         return None
-    return start.known, confirmed
+    return Confirmed(start.known, changed)
 
 
 def note(cache: StatCache, directory: str, dockerfile: str, keys: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pylayers._native import confirm, filehash, graft, tardiff, walk
 from pylayers.build.copy.destination import Ownership
@@ -34,6 +33,7 @@ from pylayers.store.entry import (
 from pylayers.store.row import Entry
 from pylayers.store.statcache import KnownTree, StatCache
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.source.pathfilter import PathFilter
 
@@ -344,15 +344,22 @@ class LocalSource:
         extra = (chosen.name,) if chosen is not None else ()
         key = "\0".join((str(walked), os.fsdecode(b"/".join(sorted(only or ()))), self.fingerprint, *extra))
         early = ahead.take(self.cache, key, root_fd) if self.cache is not None else None
-        known, confirmed = early or (self.cache.load(key) if self.cache is not None else None, None)
+        known = early.known if early else self.cache.load(key) if self.cache is not None else None
         is_root = not base if only is None else len(only) > 1  # its own time is nobody's
         included = chosen is not None and chosen.include is not None
-        if known is not None and self.confirms(root_fd, known, chosen, confirmed):
-            top, end = self.find_top(walked, only, known.records, known.heap)
-            return LocalTree(
-                walked, root_fd, known.records, known.heap, top, end, name, started_ns, self.cache, key, known, None,
-                is_root,
-            )  # fmt: skip
+        changed = self.confirm(root_fd, known, chosen, early) if known is not None else None
+        if known is not None and changed is not None:
+            renewed: tuple[Buffer, Buffer] | None = known.records, known.heap
+            if changed:
+                from pylayers.build.source.selector import renew_rows
+
+                renewed = renew_rows(root_fd, known.records, known.heap, changed)
+            if renewed is not None:
+                top, end = self.find_top(walked, only, *renewed)
+                return LocalTree(
+                    walked, root_fd, *renewed, top, end, name, started_ns, self.cache, key, known, changed or None,
+                    is_root,
+                )  # fmt: skip
         from pylayers.build.source.selector import Selector, drop_host_xattrs, unhashed_rows, walk_selected
 
         # A first walk reads the xattrs in its threads; a later one takes most of them from what is known.
@@ -377,9 +384,7 @@ class LocalSource:
             is_root, included, frozenset(selector.unchosen), sockets,
         )  # fmt: skip
 
-    def find_top(
-        self, walked: Path, only: frozenset[bytes] | None, records: Buffer, heap: Buffer
-    ) -> tuple[int, int]:
+    def find_top(self, walked: Path, only: frozenset[bytes] | None, records: Buffer, heap: Buffer) -> tuple[int, int]:
         """Return the rows of what is copied: all, or that of one name. Raises NotFound where one vanished."""
         for name in only or ():
             top = tardiff.find(records, heap, name)
@@ -387,21 +392,23 @@ class LocalSource:
                 raise NotFound(f"{walked / os.fsdecode(name)} vanished while it was read")
         return (0, len(records) // ENTRY_SIZE_BYTES) if only is None or len(only) > 1 else (top, top + 1)
 
-    def confirms(self, root_fd: int, known: KnownTree, chosen: PathFilter | None, confirmed: bool | None) -> bool:
-        """Tell, without listing anything, that a walk would find the known tree again; `confirmed` tells it already.
+    def confirm(
+        self, root_fd: int, known: KnownTree, chosen: PathFilter | None, early: ahead.Confirmed | None
+    ) -> bytes | None:
+        """Tell, without listing anything, which plain files a walk would find changed, and nothing else; None: walk.
 
         Rules with exceptions may have left out a directory for what was not in it, which no known row tells.
         """
         if not known.digests or (self.rules is not None and self.rules.has_exceptions):
-            return False
+            return None
         if (chosen and chosen.enters) or confirm.read_filesystem_type(root_fd) not in STAMPING_FILESYSTEMS:
-            return False
-        if confirmed is not None:
-            return confirmed
+            return None
+        if early is not None:
+            return early.changed
         try:
             return confirm.confirm(root_fd, known.records, known.heap, known.trusted_before_ns, os.cpu_count() or 1)
         except ValueError:  # damaged: the walk that follows finds out what is still of use
-            return False
+            return None
 
 
 def clean_source(pattern: str) -> str:

@@ -13,6 +13,7 @@ from pylayers.dockerfile.ignore import IgnoreRules
 from pylayers.record import field, record
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
+    ENTRY_STRUCT,
     FLAG_HARDLINK,
     FLAG_HASHED,
     Buffer,
@@ -154,6 +155,43 @@ def unhashed_rows(records: Buffer) -> bytes:
         if mode & 0o170000 == stat.S_IFREG and not flag & FLAG_HASHED
     ]
     return struct.pack(f"={len(rows)}I", *rows)
+
+
+def renew_rows(
+    root_fd: int, known_records: Buffer, known_heap: Buffer, rows: Buffer
+) -> tuple[bytearray, bytearray] | None:
+    """Return a table with some of its rows, plain files, as they are now: their stat and xattrs, and no hash.
+
+    None where one of them is no longer a plain file of one name: the tree must be walked.
+    """
+    records, heap = bytearray(known_records), bytearray(known_heap)
+    table = EntryTable(records, heap)
+    for row in memoryview(rows).cast("I"):
+        entry = table.entry(row)
+        try:
+            found = os.stat(table.path(entry), dir_fd=root_fd, follow_symlinks=False)
+        except OSError:
+            return None
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return None
+        made = entry._replace(
+            mode=found.st_mode,
+            uid=found.st_uid,
+            gid=found.st_gid,
+            size_bytes=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            ctime_ns=found.st_ctime_ns,
+            inode=found.st_ino,
+            flags=entry.flags & ~FLAG_HASHED,
+            xattr_length=0,
+        )
+        ENTRY_STRUCT.pack_into(records, row * ENTRY_SIZE_BYTES, *made)
+    try:
+        walk.read_xattrs(root_fd, records, heap, rows)
+    except OSError:
+        return None
+    drop_host_xattrs(records, heap)
+    return records, heap
 
 
 def empty_sockets(records: bytearray, rows: Iterable[int]) -> None:
