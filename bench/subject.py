@@ -122,10 +122,10 @@ def build_call(engine: Engine, context: Path, dockerfile: Path, reference: str) 
 
 
 def layer_tar(root: Path, reference: str) -> Path:
-    """Return the tar of an image's topmost layer."""
+    """Return the tar of an image's topmost layer, whole: a hole is read faster than any disk."""
     with Engine.open(root) as engine:
         image = engine.images.get(reference)
-        return engine.store.layers.open(image.config.diff_ids[-1]).tar_path
+        return engine.store.layers.open(image.config.diff_ids[-1]).make_whole()
 
 
 def check_layer(root: Path, reference: str, wanted: TreeSize, above: int) -> None:

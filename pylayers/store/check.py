@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -41,7 +42,9 @@ def check(store: Store, *, repair: bool) -> list[Problem]:
     problems += _check_layers(store, repair)
     if problems and any(problem.kind == "database" for problem in problems):
         return problems  # what a broken database says about the files means nothing
-    problems += _check_mirrors(store, repair)
+    # Others' writes wait for a repair: set back to what was read before them, a name would stand for its last image.
+    with store.metadata.transaction() if repair else contextlib.nullcontext():
+        problems += _check_mirrors(store, repair)
     problems += _check_images(store)
     problems += _check_steps(store, repair)
     return problems

@@ -70,6 +70,18 @@ def write_file(path: Path, content: bytes | bytearray | memoryview, *, mode: int
 
     The content is written beside it under a name that starts with a dot. durable=True also survives power loss.
     """
+    for again in (True, True, False):
+        try:
+            _write_beside(path, content, mode, durable)
+            break
+        except FileNotFoundError:  # a repair in another process took it for what a dead one left
+            if not again or not path.parent.is_dir():
+                raise
+    if durable:
+        sync_path(path.parent)
+
+
+def _write_beside(path: Path, content: bytes | bytearray | memoryview, mode: int, durable: bool) -> None:
     beside = path.with_name(fresh_name(f".{path.name[:64]}"))
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -83,8 +95,6 @@ def write_file(path: Path, content: bytes | bytearray | memoryview, *, mode: int
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    if durable:
-        sync_path(path.parent)
 
 
 def remove_file(path: Path, *, durable: bool = True) -> None:

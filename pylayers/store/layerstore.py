@@ -289,20 +289,25 @@ class LayerStore:
     def replace_index(self, diff_id: str, table: EntryTable, chunks: Buffer) -> Layer:
         """Write a layer's index anew (chunks added, or a repair); who has the old one open keeps it."""
         directory = self.path(diff_id)
+        for again in (True, True, False):
+            try:
+                self._exchange_index(directory, table, chunks, digest_hex(diff_id))
+                break
+            except FileNotFoundError:  # the layer is gone; or a repair took the new file for what a dead process left
+                if not again or not (directory / TAR_NAME).exists():
+                    raise NotFound(f"layer {diff_id} is not stored") from None
+        sync_path(directory)
+        return self.open(diff_id)
+
+    def _exchange_index(self, directory: Path, table: EntryTable, chunks: Buffer, diff_hex: str) -> None:
         # Named like an atomic write's own file: if it is left behind, check removes it.
         beside = directory / fresh_name(f".{INDEX_NAME}")
         try:
             size_bytes = (directory / TAR_NAME).stat().st_size
-            _write_synced_index(
-                beside, table.records, table.heap, chunks, size_bytes=size_bytes, diff_hex=digest_hex(diff_id)
-            )
+            _write_synced_index(beside, table.records, table.heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex)
             os.rename(beside, directory / INDEX_NAME)
-        except FileNotFoundError:
-            raise NotFound(f"layer {diff_id} is not stored") from None
         finally:
             beside.unlink(missing_ok=True)
-        sync_path(directory)
-        return self.open(diff_id)
 
     @translates("delete a layer")
     def delete(self, diff_id: str) -> None:

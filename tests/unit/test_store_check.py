@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from blake3 import blake3
 from pylayers.errors import Conflict, InvalidInput, PylayersError, Unsupported
 from pylayers.store import Store
 from pylayers.store.entry import FLAG_HASHED
-from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
+from pylayers.store.file import write_file
+from pylayers.store.metadata import ContainerRecord, ImageRecord, References, StepRecord
 from pylayers.store.store import FOLDERS
 from tests.unit.store_sample import add_layer, digest, make_table, make_tar
 
@@ -184,3 +186,68 @@ def test_rebuild_needs_the_root_for_itself(store: Store) -> None:
     with store.lease("x"), pytest.raises(Conflict, match="lease"):
         store.rebuild()
     store.rebuild()
+
+
+@pytest.mark.parametrize("times", [1, 2, 9])
+def test_a_repair_while_another_process_writes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Its file is taken for what a dead process left: it writes it again, unless that goes on for ever."""
+    layer = add_layer(store, b"content")
+    path = tmp_path / "folder" / "name.json"
+    path.parent.mkdir()
+    original, left = os.rename, times
+
+    def rename(source: Path, target: Path) -> None:
+        nonlocal left
+        if left and source.name.startswith("."):
+            left -= 1
+            source.unlink()
+        original(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    if times > 2:
+        with pytest.raises(FileNotFoundError):
+            write_file(path, b"content")
+        assert not path.exists()
+        return
+    write_file(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert os.listdir(path.parent) == [path.name]
+    left = times
+    assert store.layers.replace_index(layer.diff_id, layer.table, b"").table.records == layer.table.records
+    assert left == 0
+    store.layers.verify(layer.diff_id)
+
+
+@pytest.mark.parametrize("reading", [1, 2])
+def test_a_repair_sets_nothing_back_that_is_written_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, reading: int
+) -> None:
+    """A build names its image while the records are compared: the name stays with the new one."""
+    blobs = [store.blobs.put(b'{"config":%d}' % number) for number in range(2)]
+    store.metadata.references.set("docker.io/library/a:latest", blobs[0])
+    with Store.open(store.root) as other:
+
+        def write() -> None:
+            other.metadata.references.set("docker.io/library/a:latest", blobs[1])
+            other.metadata.images.add(ImageRecord(blobs[1], blobs[1], (), 1, 1))
+
+        build = threading.Thread(target=write)
+        original, left = References.walk, reading
+
+        def walk(own: References) -> list[tuple[str, str]]:
+            nonlocal left
+            found = list(original(own))
+            left -= 1
+            if not left:
+                build.start()
+                build.join(0.5)  # as long as it may take where nothing keeps it waiting
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(References, "walk", walk)
+            store.check(repair=True)
+        build.join()
+    assert store.metadata.references.get("docker.io/library/a:latest") == blobs[1]
+    assert store.check() == []
