@@ -16,20 +16,11 @@ from fileat cimport fstat, ftruncate, stat_t
 from filecopy cimport BY_CLONE, BY_HAND, BY_RANGE, copy_data
 from spancopy cimport copier_t, copy_span
 from thread cimport (
-    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_join, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, pthread_t, start_quiet, wait_for,
+    count_processors, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_join,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, pthread_t, start_quiet,
+    wait_for,
 )
 from treecopy cimport BUFFER_BYTES, run, start_worker, stop_worker
-
-cdef extern from *:
-    """
-    #include <sched.h>
-    static inline int count_cores(void) {
-        cpu_set_t mine;
-        return sched_getaffinity(0, sizeof(mine), &mine) == 0 ? CPU_COUNT(&mine) : 1;
-    }
-    """
-    int count_cores() nogil
 
 cdef enum:
     THREADS_UNASKED = 8        # at most; more than cores make it slower, and so does a file system's own lock
@@ -166,7 +157,7 @@ def copy_tree(
     cdef int index
     if threads < 0:
         raise ValueError("threads must not be negative")
-    threads = min(threads, THREAD_LIMIT) if threads else min(count_cores(), THREADS_UNASKED)
+    threads = min(threads, THREAD_LIMIT) if threads else min(count_processors(), THREADS_UNASKED)
     memset(&copy, 0, sizeof(copy))
     memset(&top, 0, sizeof(top))
     start_copy(&copy, source_fd, target_fd, &top)

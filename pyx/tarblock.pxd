@@ -2,6 +2,7 @@
 """One entry of a tar, its headers first: what tarscan and tarfeed do at each of them (inline-only)."""
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport realloc
 from libc.string cimport memset
 
 from entry cimport FLAG_HARDLINK, entry_t
@@ -32,16 +33,29 @@ cdef inline void begin_entry(scan_t* scan) noexcept nogil:
     scan.attributes.length = scan.shared_attributes
     scan.map.length = 0
 
-cdef inline int grow_table(scan_t* scan) noexcept with gil:
-    """Make room for more rows; pages that are never written cost nothing."""
-    cdef size_t room = scan.listing.room + scan.listing.room // 2
-    if room == 0:
-        room = min(scan.length // BYTES_PER_ENTRY, 1 << 17) + 64
+cdef inline int resize_table(scan_t* scan, size_t room) noexcept with gil:
+    """Make the table's bytearray hold so many rows and one place before them."""
     try:
         PyByteArray_Resize(<object> scan.listing.table, <Py_ssize_t> ((room + 1) * sizeof(entry_t)))
     except MemoryError:
         return -1
     scan.listing.rows = <entry_t*> PyByteArray_AS_STRING(<object> scan.listing.table) + 1
+    return 0
+
+cdef inline int grow_table(scan_t* scan) noexcept nogil:
+    """Make room for more rows; pages that are never written cost nothing. Without a bytearray they are malloc's."""
+    cdef void* moved
+    cdef size_t room = scan.listing.room + scan.listing.room // 2
+    if room == 0:
+        room = min(scan.length // BYTES_PER_ENTRY, 1 << 17) + 64
+    if scan.listing.table != NULL:
+        if resize_table(scan, room) < 0:
+            return -1
+    else:
+        moved = realloc(scan.listing.rows, room * sizeof(entry_t))
+        if moved == NULL:
+            return -1
+        scan.listing.rows = <entry_t*> moved
     scan.listing.room = room
     advise_large(scan.listing.rows, room * sizeof(entry_t))
     return 0
@@ -123,6 +137,7 @@ cdef inline int read_special(scan_t* scan, const uint8_t* block, bint* special) 
         text.data = scan.tar + data
         text.length = text_length(text.data, <size_t> size)
     elif kind == 103:
+        scan.has_shared = True
         scan.attributes.length = scan.shared_attributes
         status = read_pax(scan, &scan.shared, data, end)
         scan.shared_attributes = scan.attributes.length

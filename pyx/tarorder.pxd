@@ -24,7 +24,7 @@ cdef extern from *:
     int __builtin_ctzll(unsigned long long value) noexcept nogil
 
 cdef struct listing_t:
-    void* table      # the bytearray that holds the rows
+    void* table      # the bytearray that holds the rows; NULL: they are malloc's, with no place before them
     entry_t* rows    # in tar order; one place, for the root, lies before them
     size_t count
     size_t room

@@ -2,22 +2,25 @@
 """Read a mapped tar's headers into an entry table.
 
 tarblock.pxd takes in one header, tarentry.pxd its fields, tarstate.pxd PAX records and sparse maps, tarresolve.pxd
-turns entries in tar order into rows, tarorder.pxd tells where that isn't needed; here is the walk over the blocks.
+turns entries in tar order into rows, tarorder.pxd tells where that isn't needed, tarsplit.pxd has a second thread
+read later entries meanwhile; here is the walk over the blocks.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
 from growable cimport release, reserve
 from tarblock cimport add_entry, begin_entry, read_special
-from tarfield cimport AT_SIZE, BLOCK, checksum_matches, is_zero, parse_number, prefetch_header
+from tarfield cimport BLOCK, checksum_matches, is_zero
 from tarresolve cimport release_resolve, resolve_t
 from tarrow cimport make_records, settle_rows
+from tarsplit cimport HEAP_SHARE, ask, ask_ahead, call_back, meet, release_split, split_t, start_split, tell
 from tarstate cimport clear_pax, fail, scan_t
 
 cdef enum:
-    HEAP_SHARE = 256         # of a tar's bytes one is reserved for paths; what isn't used is never touched
+    TELL_ENTRIES = 64        # after so many a helper hears where the scan is
+    SPLIT_BYTES = 8 << 20    # a smaller tar is read before a thread has begun
 
 
 class TarFormatError(ValueError):
@@ -28,21 +31,14 @@ class TarFormatError(ValueError):
         self.offset = offset
 
 
-cdef inline void ask_ahead(const scan_t* scan, const uint8_t* block) noexcept nogil:
-    """Have the next header fetched while this one is read, if its size field is where it will be."""
-    cdef int64_t size
-    cdef uint64_t left = scan.length - scan.at
-    if parse_number(block + AT_SIZE, 12, &size) == 0 and size >= 0 and left >= 2 * BLOCK and (
-            <uint64_t> size < left - 2 * BLOCK):
-        prefetch_header(block + BLOCK + ((<uint64_t> size + BLOCK - 1) & ~<uint64_t> (BLOCK - 1)))
-
-
-cdef int read_headers(scan_t* scan) noexcept nogil:
+cdef int read_headers(scan_t* scan, split_t* split) noexcept nogil:
     """Read all entries up to the end mark, or the end of the buffer at a block boundary."""
     cdef const uint8_t* block
     cdef bint special
     while True:
         if not scan.pending:
+            if scan.at >= ask(&split.lowest) and meet(split, scan) < 0:
+                return -1
             begin_entry(scan)
         if scan.at == scan.length or (scan.length - scan.at >= BLOCK and is_zero(scan.tar + scan.at)):
             break
@@ -58,6 +54,8 @@ cdef int read_headers(scan_t* scan) noexcept nogil:
             if add_entry(scan, block) < 0:
                 return -1
             scan.pending = False
+            if scan.listing.count % TELL_ENTRIES == 0:
+                tell(&split.reached, scan.at)
     if scan.pending:
         return fail(scan, scan.at, b"expected the entry that an extended header or long name belongs to")
     if scan.at < scan.length and scan.at + BLOCK < scan.length and (
@@ -66,17 +64,22 @@ cdef int read_headers(scan_t* scan) noexcept nogil:
     return 0
 
 
-def scan(tar, max_entries: int = 10_000_000) -> tuple:
+def scan(tar, max_entries: int = 10_000_000, helper_first: bool = False) -> tuple:
     """Read every header of a mapped tar and return (records, heap) in component order."""
     cdef scan_t state
+    cdef split_t split
     cdef resolve_t resolved
     cdef Py_buffer view
     cdef int status
+    cdef bint first
     cdef bytearray table = bytearray()
     memset(&state, 0, sizeof(scan_t))
+    memset(&split, 0, sizeof(split_t))
+    split.lowest = <size_t> -1
     memset(&resolved, 0, sizeof(resolve_t))
     if not 1 <= max_entries < 0xFFFFFFFFLL:
         raise ValueError("max_entries must be between 1 and 4294967294")
+    first = helper_first
     state.max_entries = max_entries
     state.listing.table = <void*> table
     state.listing.ordered = True
@@ -91,7 +94,10 @@ def scan(tar, max_entries: int = 10_000_000) -> tuple:
             clear_pax(&state.shared)
             status = reserve(&state.heap, 1 + min(state.length // HEAP_SHARE, <size_t> 1 << 23))
             if status == 0:
-                status = read_headers(&state)
+                if state.length >= SPLIT_BYTES or first:
+                    start_split(&split, &state, first)
+                status = read_headers(&state, &split)
+                call_back(&split)
             if status == 0:
                 status = settle_rows(&resolved)
         if status < 0:
@@ -101,6 +107,7 @@ def scan(tar, max_entries: int = 10_000_000) -> tuple:
         heap = PyByteArray_FromStringAndSize(<char*> state.heap.data, state.heap.length)
         return make_records(&resolved, table), heap
     finally:
+        release_split(&split)
         PyBuffer_Release(&view)
         release_resolve(&resolved)
         release(&state.attributes)

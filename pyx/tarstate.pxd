@@ -64,7 +64,7 @@ cdef struct scan_t:
     growable_t aside         # hard-link targets: they need no place in the table's heap
     uint64_t shared_attributes
     place_t shared_xattrs
-    bint shared_xattr_known
+    bint shared_xattr_known, has_shared  # there were global records
     uint64_t links, max_entries
     uint64_t fault_offset
     const char* fault        # NULL and -1 returned: out of memory

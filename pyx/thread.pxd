@@ -27,6 +27,11 @@ cdef extern from *:
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         return failure;
     }
+    /* Count the processors that the calling thread may run on. */
+    static inline int count_processors(void) {
+        cpu_set_t mine;
+        return sched_getaffinity(0, sizeof(mine), &mine) == 0 ? CPU_COUNT(&mine) : 1;
+    }
     #define count_down(counter) __atomic_sub_fetch(counter, 1, __ATOMIC_ACQ_REL)
     #define count_up(counter) __atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL)
     """
@@ -39,6 +44,7 @@ cdef extern from *:
     int pthread_create(pthread_t* thread, const void* attributes, void* (*run)(void*) noexcept nogil, void* given) nogil
     int pthread_join(pthread_t thread, void** result) nogil
     int start_quiet(pthread_t* thread, void* (*run)(void*) noexcept nogil, void* given) nogil
+    int count_processors() nogil
     int wait_for(pthread_cond_t* wake, pthread_mutex_t* lock, int milliseconds) nogil
     int CLONE_FS
     int unshare(int flags) nogil

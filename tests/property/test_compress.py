@@ -58,6 +58,16 @@ def test_the_same_for_every_number_of_threads(size: int, seed: int, level: int |
         assert zstandard.ZstdDecompressor().decompressobj().decompress(packed) == content
 
 
+def test_zstd_jobs_that_look_back_are_the_same_for_every_number_of_threads() -> None:
+    content = make_content(20_000_000, 3)
+    content += content + content[:-1]  # 60 MB, some jobs
+    packed, made = compress(content, "zstd", None, 1)
+    for threads in (2, 3):
+        assert compress(content, "zstd", None, threads) == (packed, made)
+    assert made.plain_digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(packed) == content
+
+
 @pytest.mark.parametrize(
     ("compression", "command"),
     [("gzip", ["gunzip", "-c"]), ("gzip", ["pigz", "-dc"]), ("zstd", ["zstd", "-dqc"])],
