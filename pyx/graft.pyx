@@ -176,7 +176,8 @@ cdef int emit(const plan_t* plan, size_t start, size_t end, entry_t* out, source
         made.mtime_ns = entry.mtime_ns - (remainder if remainder >= 0 else remainder + 1000000000)
         made.header_offset = 0
         made.data_offset = 0
-        made.ctime_ns = 0
+        # Where tarwrite reads the file itself, the ctime tells it that nothing was written since the walk.
+        made.ctime_ns = entry.ctime_ns if source.kind == SOURCE_PATH else 0
         made.device = 0
         made.inode = 0
         made.layer = 0

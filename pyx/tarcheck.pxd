@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from entry cimport (
-    FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, compare_path, entry_t,
+    FLAG_HARDLINK, FLAG_HASHED, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, compare_path, entry_t,
 )
 from tarheader cimport PAX_LIMIT, SMALL_LIMIT
 
@@ -77,6 +77,21 @@ cdef inline uint64_t find_target(const table_t* table, uint64_t row) noexcept no
         else:
             high = middle
     return row
+
+cdef inline void finish_links(table_t* table) noexcept nogil:
+    """Give each hard-link row that was written its target's data offset and hash."""
+    cdef uint64_t row
+    cdef entry_t* record
+    cdef const entry_t* target
+    for row in range(table.first_row, table.count):
+        record = &table.records[row]
+        if record.flags & FLAG_WHITEOUT or not record.flags & FLAG_HARDLINK:
+            continue
+        target = &table.records[find_target(table, row)]
+        record.data_offset = target.data_offset
+        record.flags &= ~<uint32_t>(FLAG_HASHED | FLAG_SPARSE)
+        record.flags |= target.flags & FLAG_HASHED
+        memcpy(record.blake3, target.blake3, 32)
 
 cdef inline const char* find_xattr_fault(const table_t* table, const entry_t* record) noexcept nogil:
     """Check the xattr encoding, and that everything PAX may have to say of the entry fits one PAX header."""

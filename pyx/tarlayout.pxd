@@ -20,6 +20,9 @@ from tarsource cimport close, close_folder, open_source
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int, void*, size_t, int64_t)
 
+cdef enum:
+    UNTOUCHED_LIMIT = 65536   # smaller files are read before they are looked at
+
 cdef inline int pour_file(
     job_t* job, uint64_t row, int fd, uint64_t offset, uint64_t length, bint kept
 ) noexcept nogil:
@@ -77,6 +80,31 @@ cdef inline int pour_shared(
         return -1
     return 0
 
+cdef inline bint pour_untouched(job_t* job, uint64_t row, int fd) noexcept nogil:
+    """Append a small file by one read and one look at it, if its ctime still is what the walk saw; False: nothing was.
+
+    Nobody sets a ctime back, so that the same one afterwards tells that nothing was written since the walk.
+    """
+    cdef entry_t* record = &job.table.records[row]
+    cdef size_t space
+    cdef stat_t after
+    cdef uint8_t* into
+    if record.ctime_ns == 0 or not 0 < record.size_bytes < UNTOUCHED_LIMIT:
+        return False
+    if job.cloner.fd >= 0 and record.size_bytes >= job.cloner.from_bytes:
+        return False
+    into = reserve(job, &space)
+    if (
+        into == NULL or space < record.size_bytes
+        or pread(fd, into, <size_t>record.size_bytes, 0) != <ssize_t>record.size_bytes
+        or fstat(fd, &after) != 0 or (after.st_mode & <uint32_t>S_IFMT) != <uint32_t>S_IFREG
+        or <uint64_t>after.st_size != record.size_bytes
+        or after.st_ctim.tv_sec * <int64_t>1000000000 + after.st_ctim.tv_nsec != record.ctime_ns
+    ):
+        return False
+    advance(job, <size_t>record.size_bytes)
+    return True
+
 cdef inline int pour_path(job_t* job, uint64_t row) noexcept nogil:
     """Append the file at the row's source path, which must have the record's size before and after."""
     cdef const source_t* source = &job.table.sources[row]
@@ -91,7 +119,9 @@ cdef inline int pour_path(job_t* job, uint64_t row) noexcept nogil:
         else:
             stop(job, FAILED_SOURCE, -fd, row)
         return -1
-    if fstat(fd, &before) != 0:
+    if pour_untouched(job, row, fd):
+        result = 0
+    elif fstat(fd, &before) != 0:
         stop(job, FAILED_SOURCE, errno, row)
     elif (before.st_mode & <uint32_t>S_IFMT) != <uint32_t>S_IFREG or <uint64_t>before.st_size != size_bytes:
         stop(job, FAILED_CHANGED, ESTALE, row)
@@ -103,6 +133,7 @@ cdef inline int pour_path(job_t* job, uint64_t row) noexcept nogil:
         else:
             result = 0
     close(fd)
+    job.table.records[row].ctime_ns = 0   # the record describes an entry of the tar, which has none
     return result
 
 cdef inline int pour_range(job_t* job, uint64_t row) noexcept nogil:

@@ -2,8 +2,8 @@
 """Write the canonical tar of an entry table, each source byte read once and hashed on the way.
 
 Four stages share a ring of slots that together form the tar's bytes in order: a reader lays out headers and file
-data, a writer stores the slots, BLAKE3 hashes each file, and the calling thread takes the tar's sha256.
-A slot is free again when all three consumers are past it. No stage ever waits while it holds the GIL.
+data, a writer stores the slots, BLAKE3 hashes each file (small ones side by side), and the calling thread takes the
+tar's sha256. A slot is free again when all three consumers are past it. No stage ever waits while it holds the GIL.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -11,40 +11,38 @@ from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ESTALE, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strerror
 
-from entry cimport FLAG_HARDLINK, FLAG_HASHED, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
-from tarcheck cimport SOURCE_PATH, find_fault, find_target, in_heap, is_data, source_t, table_t
+from blakelane cimport add_input, batch_t, blake_choose, blake_lanes, run_batch
+from entry cimport FLAG_HASHED, entry_t
+from tarcheck cimport SOURCE_PATH, find_fault, finish_links, in_heap, is_data, source_t, table_t
 from tarheader cimport BLOCK, PAX_LIMIT
 from tarlayout cimport read_stage
 from tarclone cimport start_cloner, stop_cloner
 from taroutput cimport write_stage
 from tarring cimport (
     FAILED_CHANGED, FAILED_OUTPUT, FAILED_PYTHON, PAGE, SLOT_BYTES, SLOTS, STAGE_BLAKE3, STAGE_SHA256, STAGES,
-    await_filled, job_t, pthread_cond_destroy, pthread_cond_init, pthread_mutex_destroy, pthread_mutex_init, stop,
+    await_filled, job_t, stop,
+)
+from thread cimport (
+    pthread_cond_destroy, pthread_cond_init, pthread_join, pthread_mutex_destroy, pthread_mutex_init, pthread_t,
+    start_quiet,
 )
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_t:
-        pass
-    int pthread_create(pthread_t*, void*, void* (*)(void*) noexcept nogil, void*)
-    int pthread_join(pthread_t, void**)
-
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    int sigfillset(sigset_t*)
-    int pthread_sigmask(int, const sigset_t*, sigset_t*)
-    int SIG_SETMASK
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void*, size_t, int)
+    int MADV_HUGEPAGE
 
 cdef enum:
     SHA256_SLOTS = 4          # at most so many per update: fewer trips through the GIL, but space comes back soon
     ALIGN_LIMIT = 65536
+    HUGE_PAGE = 2097152
 
 
 DIRECT_NEVER = CLONE_NEVER = (1 << 63) - 1
+LANES = blake_lanes()
 
 
 class SourceChanged(OSError):
@@ -54,44 +52,23 @@ class SourceChanged(OSError):
 cdef void* blake3_stage(void* given) noexcept with gil:
     cdef _Pipeline pipeline = <_Pipeline>given
     try:
-        pipeline.hash_files()
+        with nogil:
+            pipeline.hash_files()
     except BaseException as error:
         pipeline.failure = error
         with nogil:
             stop(&pipeline.job, FAILED_PYTHON, 0, 0)
     return NULL
 
-cdef void start_thread(pthread_t* thread, void* (*stage)(void*) noexcept nogil, void* given, int* error) noexcept nogil:
-    """Start a stage with every signal blocked: they are the callers' threads' to handle."""
-    cdef sigset_t every, before
-    sigfillset(&every)
-    pthread_sigmask(SIG_SETMASK, &every, &before)
-    error[0] = pthread_create(thread, NULL, stage, given)
-    pthread_sigmask(SIG_SETMASK, &before, NULL)
-
-cdef void finish_links(table_t* table) noexcept nogil:
-    """Give each hard-link row that was written its target's data offset and hash."""
-    cdef uint64_t row
-    cdef entry_t* record
-    cdef const entry_t* target
-    for row in range(table.first_row, table.count):
-        record = &table.records[row]
-        if record.flags & FLAG_WHITEOUT or not record.flags & FLAG_HARDLINK:
-            continue
-        target = &table.records[find_target(table, row)]
-        record.data_offset = target.data_offset
-        record.flags &= ~<uint32_t>(FLAG_HASHED | FLAG_SPARSE)
-        record.flags |= target.flags & FLAG_HASHED
-        memcpy(record.blake3, target.blake3, 32)
-
 
 @cython.auto_pickle(False)
 cdef class _Pipeline:
     """One call's buffers, ring and stages. Every thread is joined before it goes away."""
     cdef job_t job
+    cdef batch_t* batch         # NULL: every file is hashed by the given hasher
     cdef Py_buffer records, heap, sources
     cdef bint locks
-    cdef object sha256, blake3, ring, view, failure
+    cdef object sha256, blake3, ring, view, failure, hasher
 
     def __cinit__(self, bytearray records not None, heap, sources, sha256, blake3):
         cdef uintptr_t start
@@ -103,10 +80,12 @@ cdef class _Pipeline:
         PyObject_GetBuffer(heap, &self.heap, PyBUF_SIMPLE)
         PyObject_GetBuffer(sources, &self.sources, PyBUF_SIMPLE)
         # Not bytearray(n), which touches every page: 4 ms for a layer of one file.
-        self.ring = PyByteArray_FromStringAndSize(NULL, SLOTS * SLOT_BYTES + PAGE)
+        self.ring = PyByteArray_FromStringAndSize(NULL, SLOTS * SLOT_BYTES + HUGE_PAGE)
         start = <uintptr_t><char*>(<bytearray>self.ring)
-        start = (start + PAGE - 1) & ~<uintptr_t>(PAGE - 1)
+        start = (start + HUGE_PAGE - 1) & ~<uintptr_t>(HUGE_PAGE - 1)
         self.job.base = <uint8_t*>start
+        # A hint whose result does not matter: faulted in, and pinned for direct writes, by 512 pages at once.
+        madvise(self.job.base, SLOTS * SLOT_BYTES, MADV_HUGEPAGE)
         start -= <uintptr_t><char*>(<bytearray>self.ring)
         self.view = memoryview(self.ring)[start:start + SLOTS * SLOT_BYTES]
         self.job.headers = <uint8_t*>malloc(PAX_LIMIT + 4 * BLOCK)
@@ -126,6 +105,7 @@ cdef class _Pipeline:
             pthread_cond_destroy(&self.job.drained_more)
             pthread_cond_destroy(&self.job.filled_more)
             pthread_mutex_destroy(&self.job.lock)
+        free(self.batch)
         free(self.job.name)
         free(self.job.headers)
         PyBuffer_Release(&self.sources)
@@ -190,6 +170,15 @@ cdef class _Pipeline:
         job.lead_length = <size_t>PyBytes_GET_SIZE(lead)
         return 0
 
+    cdef int start_lanes(self, int lanes) except -1:
+        if lanes > LANES or blake_choose(lanes) == NULL:
+            raise ValueError(f"{lanes} lanes are not to be had here")
+        self.batch = <batch_t*>calloc(1, sizeof(batch_t))
+        if self.batch == NULL:
+            raise MemoryError
+        self.batch.run = blake_choose(lanes)
+        return 0
+
     cdef int hash_tar(self, object digest) except -1:
         """Feed the tar to digest, slot by slot, until the reader is done or a stage has stopped."""
         cdef uint64_t done = 0, filled, first, upto
@@ -214,14 +203,39 @@ cdef class _Pipeline:
         record.flags |= FLAG_HASHED
         return 0
 
-    cdef int hash_files(self) except -1:
-        """Hash the files that lie in each slot; one that spans slots keeps its hasher between them."""
-        cdef uint64_t done = 0, row = self.job.table.first_row, begin, end, start, stop_at, shift
+    cdef int hash_spanning(self, uint64_t row, uint64_t begin, uint64_t end, uint64_t shift) except -1:
+        """Hash what lies in begin..end of a file; one that spans slots keeps its hasher between them."""
+        cdef entry_t* record = &self.job.table.records[row]
+        cdef uint64_t start = record.data_offset, stop_at = start + record.size_bytes
+        if record.size_bytes == 0 or start >= begin:
+            self.hasher = self.blake3()
+        if record.size_bytes:
+            self.hasher.update(self.view[max(start, begin) - shift:min(stop_at, end) - shift])
+        if record.size_bytes == 0 or stop_at <= end:
+            self.keep_hash(record, self.hasher)
+        return 0
+
+    cdef bint add_small(self, uint64_t row, uint64_t begin, uint64_t end, uint64_t shift) noexcept nogil:
+        """Put a file that lies in begin..end as a whole into the batch, if there is one."""
+        cdef entry_t* record = &self.job.table.records[row]
+        cdef const uint8_t* bytes
+        if self.batch == NULL:
+            return False
+        if record.size_bytes and (record.data_offset < begin or record.data_offset + record.size_bytes > end):
+            return False
+        bytes = self.job.base + (record.data_offset - shift)   # the tar has zeros up to the next block
+        if not add_input(self.batch, bytes, record.size_bytes, record.blake3):
+            run_batch(self.batch)
+            add_input(self.batch, bytes, record.size_bytes, record.blake3)
+        record.flags |= FLAG_HASHED
+        return True
+
+    cdef int hash_files(self) except -1 nogil:
+        """Hash the files that lie in each slot: small ones side by side, others by the hasher that was given."""
+        cdef uint64_t done = 0, row = self.job.table.first_row, begin, end, shift
         cdef entry_t* record
-        hasher = None
         while True:
-            with nogil:
-                end = await_filled(&self.job, STAGE_BLAKE3, done)
+            end = await_filled(&self.job, STAGE_BLAKE3, done)
             if end == done:
                 return 0
             begin = self.job.start_bytes + done * SLOT_BYTES
@@ -230,22 +244,16 @@ cdef class _Pipeline:
             while row < self.job.rows[done % SLOTS]:
                 record = &self.job.table.records[row]
                 if is_data(record) and not record.flags & FLAG_HASHED:
-                    start = record.data_offset
-                    stop_at = start + record.size_bytes
-                    if record.size_bytes == 0:
-                        hasher = self.blake3()
-                    elif start >= end:
+                    if record.size_bytes and record.data_offset >= end:
                         break
-                    elif start >= begin and stop_at <= end:
-                        hasher = self.blake3(self.view[start - shift:stop_at - shift])
-                    else:
-                        if start >= begin:
-                            hasher = self.blake3()
-                        hasher.update(self.view[max(start, begin) - shift:min(stop_at, end) - shift])
-                        if stop_at > end:
+                    if not self.add_small(row, begin, end, shift):
+                        with gil:
+                            self.hash_spanning(row, begin, end, shift)
+                        if record.size_bytes and record.data_offset + record.size_bytes > end:
                             break
-                    self.keep_hash(record, hasher)
                 row += 1
+            if self.batch != NULL:
+                run_batch(self.batch)
             done += 1
 
     cdef int run(self, object digest) except -1:
@@ -253,13 +261,13 @@ cdef class _Pipeline:
         cdef pthread_t threads[STAGES]
         cdef int started = 0, error = 0, index
         try:
-            start_thread(&threads[0], read_stage, &self.job, &error)
+            error = start_quiet(&threads[0], read_stage, &self.job)
             if error == 0:
                 started = 1
-                start_thread(&threads[1], write_stage, &self.job, &error)
+                error = start_quiet(&threads[1], write_stage, &self.job)
             if error == 0:
                 started = 2
-                start_thread(&threads[2], <void* (*)(void*) noexcept nogil>blake3_stage, <void*>self, &error)
+                error = start_quiet(&threads[2], <void* (*)(void*) noexcept nogil>blake3_stage, <void*>self)
             if error:
                 raise OSError(error, "cannot start a thread")
             started = 3
@@ -300,6 +308,7 @@ def write(
     first_row=0,
     start_bytes=0,
     bytes lead not None=b"",
+    int lanes=0,
 ):
     """Write the canonical tar of a sorted table to out_fd; return (size_bytes, sha256 digest).
 
@@ -309,11 +318,13 @@ def write(
     FLAG_HASHED, and its contents are undefined after an error. From direct_from_bytes of data on, the tar is written
     past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of
     16 MiB. Starts three threads, all joined before it returns or raises; the GIL is released around everything but
-    the calls of the hashers.
+    the calls of the hashers. With lanes, small files are hashed without the one that was given.
     """
     cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
         raise ValueError("align_bytes must be a multiple of 512 up to 65536, align_from_bytes not negative")
+    if lanes:
+        pipeline.start_lanes(lanes)
     pipeline.set_start(first_row, start_bytes, lead)
     pipeline.check(align_bytes, align_from_bytes, direct_from_bytes)
     pipeline.job.out_fd = out_fd

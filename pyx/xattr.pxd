@@ -1,6 +1,6 @@
 # cython: language_level=3
 """Read the extended attributes of an entry in the heap's encoding (inline-only)."""
-from libc.errno cimport ENODATA, ENOMEM, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM, errno
+from libc.errno cimport ENODATA, ENOMEM, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM, ERANGE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, qsort
@@ -23,8 +23,13 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     XATTR_LIMIT_BYTES = 65536  # the kernel's limit for a list of names and for one value
+    XATTR_FEW_BYTES = 256
     PROC_BYTES = 320           # "/proc/self/fd/N/" and a name
     LISTXATTRAT = 465          # Linux 6.13; one number on every architecture but alpha, whose +110 gives ENOSYS
+
+cdef inline void name_in_proc(char* path, int directory_fd, const char* name) noexcept nogil:
+    """Fill in PROC_BYTES: the entry's path for calls that take no directory."""
+    snprintf(path, PROC_BYTES, "/proc/self/fd/%d/%s", directory_fd, name)
 
 cdef struct xattr_scratch_t:
     char* names            # XATTR_LIMIT_BYTES
@@ -35,17 +40,26 @@ cdef struct xattr_scratch_t:
     size_t size
     bint no_listxattrat    # an older kernel, or a sandbox that does not know the call
 
-cdef inline ssize_t list_xattrs(
-    xattr_scratch_t* scratch, int directory_fd, const char* name, const char* path
+cdef inline ssize_t list_into(
+    xattr_scratch_t* scratch, int directory_fd, const char* name, size_t size
 ) noexcept nogil:
     """List the names of one entry: directly where the kernel can, else through /proc, which costs twice the time."""
+    cdef char path[PROC_BYTES]
     cdef long listed
     if not scratch.no_listxattrat:
-        listed = syscall(LISTXATTRAT, directory_fd, name, AT_SYMLINK_NOFOLLOW, scratch.names, <size_t>XATTR_LIMIT_BYTES)
+        listed = syscall(LISTXATTRAT, directory_fd, name, AT_SYMLINK_NOFOLLOW, scratch.names, size)
         if listed >= 0 or (errno != ENOSYS and errno != EPERM):
             return listed
         scratch.no_listxattrat = True
-    return llistxattr(path, scratch.names, XATTR_LIMIT_BYTES)
+    name_in_proc(path, directory_fd, name)
+    return llistxattr(path, scratch.names, size)
+
+cdef inline ssize_t list_xattrs(xattr_scratch_t* scratch, int directory_fd, const char* name) noexcept nogil:
+    """List the names of one entry, first into little: the kernel takes as much memory of its own for each call."""
+    cdef ssize_t listed = list_into(scratch, directory_fd, name, XATTR_FEW_BYTES)
+    if listed < 0 and errno == ERANGE:
+        listed = list_into(scratch, directory_fd, name, XATTR_LIMIT_BYTES)
+    return listed
 
 cdef inline int compare_names(const void* a, const void* b) noexcept nogil:
     return strcmp((<char**>a)[0], (<char**>b)[0])
@@ -114,15 +128,19 @@ cdef inline int xattr_read(xattr_scratch_t* scratch, int directory_fd, const cha
     cdef char path[PROC_BYTES]
     cdef ssize_t listed
     scratch.size = 0
-    snprintf(path, PROC_BYTES, "/proc/self/fd/%d/%s", directory_fd, name)
-    listed = list_xattrs(scratch, directory_fd, name, path)
+    listed = list_xattrs(scratch, directory_fd, name)
     if listed < 0:
         return 0 if errno == EOPNOTSUPP else errno
+    if listed == 0:
+        return 0
+    name_in_proc(path, directory_fd, name)
     return xattr_encode(scratch, <size_t>listed, -1, path)
 
 cdef inline int xattr_read_open(xattr_scratch_t* scratch, int fd) noexcept nogil:
     """The same for an open file or directory; no /proc is needed. 0 or an errno."""
-    cdef ssize_t listed = flistxattr(fd, scratch.names, XATTR_LIMIT_BYTES)
+    cdef ssize_t listed = flistxattr(fd, scratch.names, XATTR_FEW_BYTES)
+    if listed < 0 and errno == ERANGE:
+        listed = flistxattr(fd, scratch.names, XATTR_LIMIT_BYTES)
     scratch.size = 0
     if listed < 0:
         return 0 if errno == EOPNOTSUPP else errno

@@ -18,7 +18,8 @@ def graft(
     descriptors[0], for SOURCE_RANGE its data range in descriptors[row.layer] (packed int32). uid, gid and mode
     (07777) replace the rows' own unless -1; symlinks keep their mode.
     A hard link whose target isn't copied becomes a file.
-    Stat-cache fields, tar offsets, IMPLICIT and layer are cleared; blake3 stays. Releases the GIL; linear.
+    Stat-cache fields (but the ctime of a SOURCE_PATH row, which tarwrite asks for), tar offsets, IMPLICIT and layer are
+    cleared; blake3 stays. Releases the GIL; linear.
     Raises ValueError for rows outside the table, the heap or the subtree.
     """
 

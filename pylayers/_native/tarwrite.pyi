@@ -4,6 +4,7 @@ _Buffer = bytes | bytearray | memoryview
 
 CLONE_NEVER: int
 DIRECT_NEVER: int
+LANES: int  # the most that this machine has; 0: none
 
 class SourceChanged(OSError):
     """A source file's size is not the record's any more; filename names it."""
@@ -22,6 +23,7 @@ def write(
     first_row: int = 0,
     start_bytes: int = 0,
     lead: bytes = b"",
+    lanes: int = 0,
 ) -> tuple[int, bytes]:
     """Write the canonical tar of a sorted table to out_fd (at its own offsets); return (size_bytes, its sha256 digest).
 
@@ -43,6 +45,11 @@ def write(
     holds before is left alone, and size_bytes is the whole tar's. The hasher that sha256() returns must have taken
     those start_bytes bytes; direct_from_bytes counts what is written. That the rows below do lie there is the caller's
     word: nothing of the tar is read back.
+    The ctime_ns of a SOURCE_PATH row, 0 or the file's when it was walked, becomes 0: a small file that still has it is
+    opened, read, looked at once and closed; others are looked at before and after. A changed size is SourceChanged, as
+    is an mtime that changes meanwhile.
+    With lanes (8 or 16, up to LANES), files that lie in a slot of the ring as a whole are hashed side by side, by
+    BLAKE3 itself and without the GIL; blake3 hashes those that span slots and must be the same function.
     Reading, sha256, BLAKE3 and writing overlap on threads of their own, all ended when it returns or raises; each
     source byte is read once; the GIL is released around all but the hashers' calls. Memory: a ring of 16 MiB.
     Write-back is started early but not waited for: the caller's fsync makes it durable.

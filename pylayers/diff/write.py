@@ -62,6 +62,7 @@ def write_layer(
                 first_row=first_row,
                 start_bytes=start_bytes,
                 lead=lead,
+                lanes=tarwrite.LANES,
             )
         except tarwrite.SourceChanged as error:
             raise Conflict(

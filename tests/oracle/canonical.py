@@ -176,6 +176,9 @@ def write_slowly(
     return tar + bytes(1024), offsets
 
 
+EVERY_LANES = [0, *(lanes for lanes in (8, 16) if lanes <= tarwrite.LANES)]
+
+
 @dataclass
 class Given:
     """One call's arguments: the table, its sources, and the descriptors they name."""
@@ -212,6 +215,7 @@ def make_table(items: list[Item], folder: Path, range_align: int = 1) -> Given:
     sources = []
     for number, item in enumerate(items):
         source = (-1, SOURCE_NONE, 0, 0)
+        ctime_ns = 0
         link, flags = item.link, item.flags
         if item.has_data and item.ranges:
             link = b"".join(o.to_bytes(8, "little") + n.to_bytes(8, "little") for o, n in item.ranges)
@@ -227,6 +231,8 @@ def make_table(items: list[Item], folder: Path, range_align: int = 1) -> Given:
             name = f"d{number % 3}/e/f{number}" if number % 4 else f"f{number}"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(item.content)
+            ctime_ns = os.stat(folder / name).st_ctime_ns + (number % 3 == 1)  # some that changed since the walk
+            ctime_ns *= number % 3 != 2
             source = (root_fd, SOURCE_PATH, builder.hold(name.encode()), len(name))
         elif item.has_data and item.content:
             source = (-1, SOURCE_HEAP, builder.hold(item.content), 0)
@@ -236,6 +242,7 @@ def make_table(items: list[Item], folder: Path, range_align: int = 1) -> Given:
             uid=item.uid,
             gid=item.gid,
             mtime_ns=item.mtime_ns,
+            ctime_ns=ctime_ns,
             rdev_major=item.rdev[0],
             rdev_minor=item.rdev[1],
             flags=flags,
@@ -253,6 +260,7 @@ def check_against_oracle(
     align_from: int = 65536,
     direct_from: int = 1 << 62,
     clone_from: int = tarwrite.CLONE_NEVER,
+    lanes: int = tarwrite.LANES,
 ) -> bytes:
     """Write with the kernel; hold tar, digest and every record against the oracle. Gives the tar."""
     expected, offsets = write_slowly(given.items, align, align_from)
@@ -262,6 +270,7 @@ def check_against_oracle(
         align_from_bytes=align_from,
         direct_from_bytes=direct_from,
         clone_from_bytes=clone_from,
+        lanes=lanes,
     )
     if tar != expected:
         differ = (at for at, (x, y) in enumerate(zip(tar, expected, strict=False)) if x != y)
@@ -275,6 +284,7 @@ def check_against_oracle(
         hashed = hashes.get(item.link if item.flags & FLAG_HARDLINK else item.path)
         assert bool(entry.flags & 16) == (hashed is not None), item.path
         assert not entry.flags & FLAG_SPARSE
+        assert entry.ctime_ns == 0
         if hashed is not None:
             assert entry.blake3 == hashed, item.path
         if item.has_data and align and len(item.content) >= max(align_from, 1):

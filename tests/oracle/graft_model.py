@@ -8,6 +8,7 @@ from stat import S_IFMT, S_ISLNK, S_ISREG
 
 from pylayers._native import graft
 from pylayers.store.entry import (
+    ENTRY_SIZE_BYTES,
     FLAG_HARDLINK,
     FLAG_HASHED,
     FLAG_SPARSE,
@@ -20,6 +21,7 @@ from tests.oracle.table_model import Tree, build_table, is_below, read_table
 
 Source = tuple[int, int, bytes, int, int]  # descriptor, kind, path, offset, length
 DESCRIPTORS = (11, 12, 13)
+CTIME_AT = 56
 
 
 def move(path: bytes, top: bytes, prefix: bytes) -> bytes:
@@ -71,6 +73,8 @@ def run(
     start = paths.index(top)
     end = start + sum(path == top or is_below(path, top) for path in paths)
     packed = struct.pack(f"<{len(DESCRIPTORS)}i", *DESCRIPTORS)
+    for row in range(len(table)):
+        struct.pack_into("<q", table.records, row * ENTRY_SIZE_BYTES + CTIME_AT, row + 1)
     records, heap, sources = graft.graft(table.records, table.heap, start, end, prefix, packed, kind, uid, gid, mode)
     found: list[Source] = []
     for descriptor, given, offset, length in SOURCE_STRUCT.iter_unpack(sources):
@@ -79,8 +83,10 @@ def run(
         else:
             found.append((descriptor, given, b"", offset, length))
     made = EntryTable(records, heap)
-    for entry in made:
-        assert (entry.header_offset, entry.ctime_ns, entry.device, entry.inode) == (0, 0, 0, 0)
+    before = [table.entry(row).ctime_ns for row in range(start, end)]
+    for entry, ctime_ns, (_, given, *_) in zip(made, before, found, strict=True):
+        assert (entry.header_offset, entry.device, entry.inode) == (0, 0, 0)
+        assert entry.ctime_ns == (ctime_ns if given == SOURCE_PATH else 0)
         assert (entry.chunk_first, entry.chunk_count) == (0, 0)
     return read_table(made), found
 

@@ -42,7 +42,7 @@ from pylayers.store.entry import (
     TableBuilder,
 )
 from pylayers.store.row import Entry
-from tests.oracle.canonical import Given, Item, check_against_oracle, make_table
+from tests.oracle.canonical import EVERY_LANES, Given, Item, check_against_oracle, make_table
 
 DIRECTORY = stat.S_IFDIR | 0o755
 FILE = stat.S_IFREG | 0o644
@@ -210,6 +210,35 @@ def test_data_that_spans_slots(prepare: Prepare, tmp_path: Path, kind: int, alig
     sizes = [0, 1, 511, 512, 513, 65535, 65536, 65537, 1 << 20, (1 << 20) - 512, 3 << 20, (2 << 20) + 7, 0, 700_000, 20]
     items = [Item(b"f%02d" % at, FILE, draw.randbytes(size), kind=kind) for at, size in enumerate(sizes)]
     check_against_oracle(prepare(items), tmp_path / "tar", align)
+
+
+@pytest.mark.parametrize("lanes", EVERY_LANES)
+def test_small_files_of_every_length_about_a_block_and_a_chunk(prepare: Prepare, tmp_path: Path, lanes: int) -> None:
+    """More in a slot than a batch of the lanes holds, empty ones among them, and files that span slots."""
+    draw = random.Random(3)
+    edges = [0, 1, 63, 64, 65, 127, 128, 1023, 1024, 1025, 2047, 2048, 2049, 3072, 3073, 16384, 16385, 100_000]
+    sizes = [0] * 1100 + [draw.choice(edges) for _ in range(200)] + [1_000_000, 40, 1_500_000]
+    items = [Item(b"f%04d" % at, FILE, draw.randbytes(size), kind=SOURCE_RANGE) for at, size in enumerate(sizes)]
+    check_against_oracle(prepare(items), tmp_path / "tar", lanes=lanes)
+
+
+def test_lanes_that_are_refused(prepare: Prepare, tmp_path: Path) -> None:
+    for lanes in (1, 7, 32):
+        with pytest.raises(ValueError, match="lanes"):
+            prepare([]).write(tmp_path / "tar", lanes=lanes)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_small_source_that_changed_since_the_walk(tmp_path: Path) -> None:
+    """The tar holds what is there now, and its hash; as long as the size is the record's."""
+    given = make_table([Item(b"f%d" % at, FILE, b"old", kind=SOURCE_PATH) for at in range(6)], tmp_path / "source")
+    for path in (tmp_path / "source").rglob("f*"):
+        found = path.stat()
+        path.write_bytes(b"new")
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    changed = [Item(item.path, FILE, b"new", kind=SOURCE_PATH) for item in given.items]
+    check_against_oracle(Given(given.table, given.sources, changed, given.descriptors), tmp_path / "tar")
+    given.close()
 
 
 def test_more_than_the_ring(prepare: Prepare, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def give_xattrs(tree: Path) -> None:
         pytest.skip("this file system has no user xattrs")
     os.setxattr(tree / "a" / "file", "user.z", b"\0\xff" * 400)
     os.setxattr(tree / "a" / "file", "user.a", b"")
-    os.setxattr(tree / "a" / "file", "user.long" + "g" * 200, b"1")
+    os.setxattr(tree / "a" / "file", "user.long" + "g" * 240, b"1")
     os.setxattr(tree / "a-b", "user.linked", b"value")
     os.setxattr(tree / "a" / "b", "user.directory", b"value")
     if os.geteuid() == 0:

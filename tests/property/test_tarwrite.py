@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from pylayers.store.entry import (
     SOURCE_RANGE,
     path_key,
 )
-from tests.oracle.canonical import Item, check_against_oracle, make_table
+from tests.oracle.canonical import EVERY_LANES, Item, check_against_oracle, make_table
 from tests.oracle.resume import check_resumed
 
 names = st.one_of(
@@ -88,12 +89,34 @@ def items(draw: st.DrawFn) -> list[Item]:
 
 
 @settings(deadline=None, max_examples=150)
-@given(items(), st.sampled_from([512, 1024, 1536, 4096, 65536]), st.sampled_from([0, 1, 512, 4096, 65536]))
-def test_bytes_equal_the_oracles(table: list[Item], align: int, align_from: int) -> None:
+@given(
+    items(),
+    st.sampled_from([512, 1024, 1536, 4096, 65536]),
+    st.sampled_from([0, 1, 512, 4096, 65536]),
+    st.sampled_from(EVERY_LANES),
+)
+def test_bytes_equal_the_oracles(table: list[Item], align: int, align_from: int, lanes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = make_table(table, Path(folder) / "source")
         try:
-            check_against_oracle(made, Path(folder) / "tar", align, align_from)
+            check_against_oracle(made, Path(folder) / "tar", align, align_from, lanes=lanes)
+        finally:
+            made.close()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.one_of(st.integers(0, 130), st.integers(900, 5000), st.integers(0, 140_000)), min_size=1, max_size=60),
+    st.sampled_from(EVERY_LANES),
+    st.randoms(use_true_random=False),
+)
+def test_files_are_hashed_side_by_side(sizes: list[int], lanes: int, random: Random) -> None:
+    """Whatever lengths meet in the lanes, each file gets its own BLAKE3."""
+    table = [Item(b"f%03d" % at, content=random.randbytes(size), kind=SOURCE_RANGE) for at, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_table(table, Path(folder) / "source")
+        try:
+            check_against_oracle(made, Path(folder) / "tar", lanes=lanes)
         finally:
             made.close()
 

@@ -37,8 +37,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.build.source.pathfilter import PathFilter
 
-WORDS_PER_ENTRY = ENTRY_SIZE_BYTES // 4
-WORD_FLAGS = 29
+FLAGS_AT = 116  # the flags' lowest byte: they have no other
+WITHOUT_HASH = bytes(flags & ~FLAG_HASHED & 0xFF for flags in range(256))
 SYMLINK_LIMIT = 40
 # Local file systems that stamp a directory whenever a name in it comes, goes or changes: ext, xfs, btrfs, tmpfs, f2fs,
 # zfs, bcachefs and overlay. Elsewhere every directory is listed again.
@@ -153,9 +153,7 @@ class LocalTree:
         """
         self.ensure_table()
         rows = self.graft(prefix, owner)
-        words = memoryview(rows.records).cast("I")
-        for at in range(WORD_FLAGS, len(words), WORDS_PER_ENTRY):
-            words[at] &= ~FLAG_HASHED
+        rows.records[FLAGS_AT::ENTRY_SIZE_BYTES] = rows.records[FLAGS_AT::ENTRY_SIZE_BYTES].translate(WITHOUT_HASH)
         return rows
 
     def graft(self, prefix: bytes, owner: Ownership) -> GraftedRows:
