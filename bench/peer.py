@@ -130,8 +130,9 @@ class Docker:
         self.call("import", "-", reference, stdin=tar)
 
     def forget(self, reference: str) -> None:
-        """Remove an image and the whole build cache, the transferred context included."""
+        """Remove an image, those that had its name before, and the whole build cache with the transferred context."""
         self.call("image", "rm", "--force", reference, check=False)
+        self.call("image", "prune", "--force")
         self.call("builder", "prune", "--all", "--force")
 
     def build(self, context: Path, dockerfile: Path, reference: str, *, no_cache: bool) -> float:
