@@ -84,8 +84,6 @@ cdef class _Pipeline:
         start = <uintptr_t><char*>(<bytearray>self.ring)
         start = (start + HUGE_PAGE - 1) & ~<uintptr_t>(HUGE_PAGE - 1)
         self.job.base = <uint8_t*>start
-        # A hint whose result does not matter: faulted in, and pinned for direct writes, by 512 pages at once.
-        madvise(self.job.base, SLOTS * SLOT_BYTES, MADV_HUGEPAGE)
         start -= <uintptr_t><char*>(<bytearray>self.ring)
         self.view = memoryview(self.ring)[start:start + SLOTS * SLOT_BYTES]
         self.job.headers = <uint8_t*>malloc(PAX_LIMIT + 4 * BLOCK)
@@ -150,6 +148,9 @@ cdef class _Pipeline:
                 row = table.count
         if row == table.count:
             self.job.direct = total >= direct_from_bytes
+            if total >= HUGE_PAGE:
+                # A hint whose result does not matter: faulted in, and pinned for direct writes, by 512 pages at once.
+                madvise(self.job.base, SLOTS * SLOT_BYTES, MADV_HUGEPAGE)
             return 0
         if not in_heap(table, table.records[row].path_offset, table.records[row].path_length):
             raise ValueError(f"row {row}: its path lies outside the heap")
