@@ -234,6 +234,41 @@ def test_an_earlier_layer_whose_bytes_are_not_there(
     engine.store.layers.verify(third.diff_ids[-1])
 
 
+def test_sources_that_change_between_the_look_and_the_writing(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shared is what was looked up, what is written is what was read; the step's key is of both."""
+    engine.build(context)
+    (context / "t" / "d6" / "small").write_text("another\n")
+    early, late = context / "t" / "d1" / "large", context / "t" / "d7" / "large"
+    before = early.read_bytes()
+    original = resume.find_resumption
+
+    def find(*given: Any) -> resume.Resumption | None:
+        found = original(*given)
+        assert found is not None
+        for path in (early, late):
+            with path.open("r+b") as file:
+                file.write(b"changed")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "find_resumption", find)
+        second = build(engine, context)
+    assert layer(engine, second).base is not None
+    engine.store.layers.verify(second.diff_ids[-1])
+    assert content(engine, second, "opt/t/d1/large") == before
+    assert content(engine, second, "opt/t/d7/large")[:7] == b"changed"
+    third = build(engine, context)
+    assert third.diff_ids != second.diff_ids
+    check_whole(engine, context, third)
+    early.write_bytes(before)
+    time.sleep(0.06)
+    again = engine.build(context)
+    assert statuses(again)[-1] == "COPY cached"
+    assert again.diff_ids == second.diff_ids
+
+
 def test_a_damaged_earlier_layer_is_no_trouble(engine: Engine, context: Path) -> None:
     layer(engine, engine.build(context)).tar_path.with_name("layer.idx").write_bytes(b"")
     (context / "t" / "d6" / "small").write_text("another\n")
