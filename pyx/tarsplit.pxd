@@ -215,6 +215,9 @@ cdef inline int take_piece(scan_t* scan, const scan_t* helper, const piece_t* pi
     if (append(&scan.heap, helper.heap.data + piece.first.heap, piece.last.heap - piece.first.heap) < 0
             or append(&scan.aside, helper.aside.data + piece.first.aside, piece.last.aside - piece.first.aside) < 0):
         return -1
+    scan.at = piece.end
+    if rows == 0:
+        return 0
     row = scan.listing.rows + scan.listing.count
     memcpy(row, helper.listing.rows + piece.first.rows, rows * sizeof(entry_t))
     for at in range(rows):
@@ -224,11 +227,9 @@ cdef inline int take_piece(scan_t* scan, const scan_t* helper, const piece_t* pi
         if row[at].link_offset:
             row[at].link_offset += aside if row[at].flags & FLAG_HARDLINK else heap
     before = row - 1 if scan.listing.count else NULL
-    scan.listing.ordered = scan.listing.ordered and piece.ordered and (
-        rows == 0 or follows(scan.heap.data, before, row))
+    scan.listing.ordered = scan.listing.ordered and piece.ordered and follows(scan.heap.data, before, row)
     scan.listing.count += rows
     scan.links += piece.last.links - piece.first.links
-    scan.at = piece.end
     return 0
 
 cdef inline int meet(split_t* split, scan_t* scan) noexcept nogil:
