@@ -296,8 +296,7 @@ def fill_store(engine: Engine, count: int) -> None:
     state = StageState(platform=Platform.from_machine(os.uname().machine))
     for number in range(count):
         labelled = replace(state, config=replace(state.config, labels={"number": str(number)}))
-        made = store_state(engine, labelled)
-        engine.store.metadata.references.set(f"docker.io/library/many:{number}", made.digest)
+        store_state(engine, labelled, f"docker.io/library/many:{number}")
 
 
 def clock(work: Callable[[], object]) -> float:

@@ -78,13 +78,14 @@ cdef inline uint64_t find_target(const table_t* table, uint64_t row) noexcept no
             high = middle
     return row
 
-cdef inline void finish_links(table_t* table) noexcept nogil:
-    """Give each hard-link row that was written its target's data offset and hash."""
+cdef inline void finish_rows(table_t* table) noexcept nogil:
+    """Give each hard-link row that was written its target's data offset and hash, and no row a ctime: tars have none."""
     cdef uint64_t row
     cdef entry_t* record
     cdef const entry_t* target
     for row in range(table.first_row, table.count):
         record = &table.records[row]
+        record.ctime_ns = 0
         if record.flags & FLAG_WHITEOUT or not record.flags & FLAG_HARDLINK:
             continue
         target = &table.records[find_target(table, row)]

@@ -133,7 +133,6 @@ cdef inline int pour_path(job_t* job, uint64_t row) noexcept nogil:
         else:
             result = 0
     close(fd)
-    job.table.records[row].ctime_ns = 0   # the record describes an entry of the tar, which has none
     return result
 
 cdef inline int pour_range(job_t* job, uint64_t row) noexcept nogil:

@@ -65,6 +65,7 @@ cdef inline void take_place(entry_t* row, const entry_t* old) noexcept nogil:
     """Give a row the place in the tar, and the hash, of the same row of an earlier tar."""
     row.header_offset = old.header_offset
     row.data_offset = old.data_offset
+    row.ctime_ns = 0   # the record describes an entry of the tar, which has none
     if old.flags & FLAG_HASHED:
         row.flags |= FLAG_HASHED
         memcpy(row.blake3, old.blake3, 32)

@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset, strerror
 
 from blakelane cimport add_input, batch_t, blake_choose, blake_lanes, run_batch
 from entry cimport FLAG_HASHED, entry_t
-from tarcheck cimport SOURCE_PATH, find_fault, finish_links, in_heap, is_data, source_t, table_t
+from tarcheck cimport SOURCE_PATH, find_fault, finish_rows, in_heap, is_data, source_t, table_t
 from tarheader cimport BLOCK, PAX_LIMIT
 from tarlayout cimport read_stage
 from tarclone cimport start_cloner, stop_cloner
@@ -334,5 +334,5 @@ def write(
     digest = sha256()
     pipeline.run(digest)
     with nogil:
-        finish_links(&pipeline.job.table)
+        finish_rows(&pipeline.job.table)
     return pipeline.job.position, digest.digest()
