@@ -46,8 +46,8 @@ def write(
     those start_bytes bytes; direct_from_bytes counts what is written. That the rows below do lie there is the caller's
     word: nothing of the tar is read back.
     Every ctime_ns becomes 0. A SOURCE_PATH row's is 0 or its file's when that was walked: a small file that still has
-    it is opened, read, looked at once and closed; others are looked at before and after. A changed size is SourceChanged, as
-    is an mtime that changes meanwhile.
+    it is opened, read, looked at once and closed; others are looked at before and after. A changed size is
+    SourceChanged, as is an mtime that changes meanwhile.
     With lanes (8 or 16, up to LANES), files that lie in a slot of the ring as a whole are hashed side by side, by
     BLAKE3 itself and without the GIL; blake3 hashes those that span slots and must be the same function.
     Reading, sha256, BLAKE3 and writing overlap on threads of their own, all ended when it returns or raises; each
