@@ -83,12 +83,17 @@ class Growth:
             title = f"{work}, from {before} to {after} times"
             self.rows.append(Row(title, taken[after], None, None, None, taken[before] * after / before, goal))
 
-    def build(self, root: Path, context: Path, reference: str) -> tuple[float, int]:
-        """Build a context from nothing by a call; return the median seconds and the highest RssAnon."""
+    def build(self, root: Path, context: Path, reference: str, *, forget: bool = False) -> tuple[float, int]:
+        """Build a context from nothing by a call; return the median seconds and the highest RssAnon.
+
+        forget: its files are not in the page cache, which could not hold the largest's.
+        """
         runs = []
         for _ in range(self.options.rounds):
             shutil.rmtree(root, ignore_errors=True)
             os.sync()
+            if forget:
+                forget_pages(context)
             runs.append(build_apart(root, context, context / "Dockerfile", reference))
         return statistics.median(run.seconds for run in runs), max(run.rss_anon_bytes for run in runs)
 
@@ -127,7 +132,7 @@ class Growth:
                         ("cp", "--reflink=always", str(seed), str(context / "tree" / f"part{number}")), check=True
                     )
                 os.sync()
-                taken[factor], peak = self.build(place / "root", context, "bytes")
+                taken[factor], peak = self.build(place / "root", context, "bytes", forget=True)
                 self.watch(f"cold build, {self.piece_bytes * factor / 1e6:.0f} MB", peak)
             status = os.statvfs(place)
             used_bytes = (status.f_blocks - status.f_bfree) * status.f_frsize
@@ -246,6 +251,14 @@ class Growth:
 
     def _build_one(self, root: Path, context: Path) -> None:
         build_process(root, context, context / "Dockerfile", context.name, no_cache=True)
+
+
+def forget_pages(directory: Path) -> None:
+    """Drop a tree's files from the page cache."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def find_ideal(cpu_s: float, alone_s: float, pinned_s: float, written_s: float) -> tuple[float, str]:
