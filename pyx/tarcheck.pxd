@@ -79,7 +79,7 @@ cdef inline uint64_t find_target(const table_t* table, uint64_t row) noexcept no
     return row
 
 cdef inline void finish_rows(table_t* table) noexcept nogil:
-    """Give each hard-link row that was written its target's data offset and hash, and no row a ctime: tars have none."""
+    """Give each hard-link row that was written its target's data offset and hash, and none a ctime: tars have none."""
     cdef uint64_t row
     cdef entry_t* record
     cdef const entry_t* target
