@@ -17,7 +17,7 @@ from pylayers.store.entry import Buffer
 from pylayers.store.file import translates
 from pylayers.store.index import CHECK_HINT
 from pylayers.store.layer import Layer
-from pylayers.store.splice import PAGE_BYTES, read_range
+from pylayers.store.splice import read_range, whole_pages
 from pylayers.store.state import EVERY_BYTES, STATE_BYTES
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ class Resumption:
     @property
     def start_bytes(self) -> int:
         """Return where the file that is written begins: the page in which end_bytes lies."""
-        return self.end_bytes // PAGE_BYTES * PAGE_BYTES
+        return whole_pages(self.end_bytes)
 
     @translates("read an earlier layer")
     def begin(self, writer: LayerWriter) -> tuple[Sha256, bytes] | None:
@@ -114,8 +114,7 @@ def compare(
     if end_bytes < LEAST_BYTES:
         return None
     states = store.layers.read_states(earlier.diff_id)
-    start_bytes = end_bytes // PAGE_BYTES * PAGE_BYTES
-    length = start_bytes // EVERY_BYTES * STATE_BYTES
+    length = whole_pages(end_bytes) // EVERY_BYTES * STATE_BYTES
     if states is None or len(states) < length:
         return None
     return Resumption(earlier, first_row, end_bytes, states[:length])

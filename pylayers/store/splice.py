@@ -42,7 +42,12 @@ class Base:
     @property
     def start_bytes(self) -> int:
         """Return from where on the layer's own file holds its bytes, up to end_bytes both do."""
-        return self.end_bytes // PAGE_BYTES * PAGE_BYTES
+        return whole_pages(self.end_bytes)
+
+
+def whole_pages(end_bytes: int) -> int:
+    """Return where a spliced tar's own file begins: the page in which the beginning that it shares ends."""
+    return end_bytes // PAGE_BYTES * PAGE_BYTES
 
 
 def base_name(end_bytes: int) -> str:
@@ -71,7 +76,7 @@ def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: in
 
     The writer's own bytes begin at Base.start_bytes. Raises OSError (a full disk, the source gone).
     """
-    whole = end_bytes // PAGE_BYTES * PAGE_BYTES
+    whole = whole_pages(end_bytes)
     descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(target_fd, _FICLONERANGE, struct.pack("=qQQQ", descriptor, 0, whole, 0))
@@ -118,7 +123,7 @@ def copy_beginning(source: int, target: int, tar_path: Path, end_bytes: int) -> 
 
     if os.fstat(source).st_size < end_bytes:
         raise IntegrityError(f"{tar_path.with_name(base_name(end_bytes))} ends too early")
-    start_bytes = end_bytes // PAGE_BYTES * PAGE_BYTES
+    start_bytes = whole_pages(end_bytes)
     try:
         copyup.copy_range(source, 0, target, 0, start_bytes)
         os.fsync(target)
