@@ -8,6 +8,7 @@ from entry cimport FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_SPARSE, FLAG_
 from tarcheck cimport (
     S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SOURCE_HEAP, SOURCE_PATH, SOURCE_RANGE, source_t,
 )
+from pagecache cimport FORGET_BYTES, forget_pages, is_cached
 from tarheader cimport BLOCK, encode_header, header_t
 from tarclone cimport (
     CLONE_BLOCK, fstat, is_of_the_output, is_same, is_settled, is_untouched, may_clone, share, stat_t,
@@ -30,6 +31,8 @@ cdef inline int pour_file(
     cdef size_t space
     cdef ssize_t count
     cdef uint8_t* into
+    cdef uint64_t start = offset, forgotten = offset
+    cdef bint forgets = job.forgets and length >= FORGET_BYTES and not is_cached(fd, offset, length)
     while length:
         into = reserve(job, &space)
         if into == NULL:
@@ -47,6 +50,9 @@ cdef inline int pour_file(
         advance(job, <size_t>count)
         offset += <uint64_t>count
         length -= <uint64_t>count
+        if forgets and (offset - forgotten >= FORGET_BYTES or length == 0):
+            forget_pages(fd, start, offset - start)   # from the start: what a range cuts in two stays until then
+            forgotten = offset
     return 0
 
 cdef inline int pour_shared(

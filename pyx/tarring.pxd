@@ -40,6 +40,7 @@ cdef struct job_t:
     bint direct               # the writer's own: large writes pass the page cache by
     bint is_direct            # the writer's own: the descriptor does now
     cloner_t cloner           # the reader's own
+    bint forgets              # the reader's own: large files that were not in the page cache do not stay there
     uint8_t* base             # SLOTS * SLOT_BYTES
     uint8_t* headers          # scratch for one entry's header blocks
     uint8_t* name             # scratch for one entry's name

@@ -41,7 +41,7 @@ cdef enum:
     HUGE_PAGE = 2097152
 
 
-DIRECT_NEVER = CLONE_NEVER = (1 << 63) - 1
+DIRECT_NEVER = CLONE_NEVER = FORGET_NEVER = (1 << 63) - 1
 LANES = blake_lanes()
 
 
@@ -119,7 +119,9 @@ cdef class _Pipeline:
             )
         return PyBytes_FromStringAndSize(<const char*>table.heap + record.path_offset, record.path_length)
 
-    cdef int check(self, uint64_t align_bytes, uint64_t align_from_bytes, uint64_t direct_from_bytes) except -1:
+    cdef int check(
+        self, uint64_t align_bytes, uint64_t align_from_bytes, uint64_t direct_from_bytes, uint64_t forget_from_bytes
+    ) except -1:
         """Fill in the table; raise ValueError, naming the path, when it cannot be a tar."""
         cdef table_t* table = &self.job.table
         cdef const char* fault = NULL
@@ -148,6 +150,7 @@ cdef class _Pipeline:
                 row = table.count
         if row == table.count:
             self.job.direct = total >= direct_from_bytes
+            self.job.forgets = total >= forget_from_bytes
             if total >= HUGE_PAGE:
                 # A hint whose result does not matter: faulted in, and pinned for direct writes, by 512 pages at once.
                 madvise(self.job.base, SLOTS * SLOT_BYTES, MADV_HUGEPAGE)
@@ -306,6 +309,7 @@ def write(
     align_from_bytes=65536,
     direct_from_bytes=DIRECT_NEVER,
     clone_from_bytes=CLONE_NEVER,
+    forget_from_bytes=FORGET_NEVER,
     first_row=0,
     start_bytes=0,
     bytes lead not None=b"",
@@ -317,9 +321,10 @@ def write(
 
     heap, sources and records are borrowed for the call; records gets header_offset, data_offset, blake3 and
     FLAG_HASHED, and its contents are undefined after an error. From direct_from_bytes of data on, the tar is written
-    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards). Memory: a ring of
-    16 MiB. Starts three threads, all joined before it returns or raises; the GIL is released around everything but
-    the calls of the hashers. With lanes, small files are hashed without the one that was given.
+    past the page cache where the file system can (O_DIRECT, which out_fd does not have afterwards); from
+    forget_from_bytes on, large sources do not stay in the page cache. Memory: a ring of 16 MiB. Starts three threads,
+    all joined before it returns or raises; the GIL is released around everything but the hashers' calls. With lanes,
+    small files are hashed without the one that was given.
     """
     cdef _Pipeline pipeline = _Pipeline(records, heap, sources, sha256, blake3)
     if not 512 <= align_bytes <= ALIGN_LIMIT or align_bytes % 512 or not 0 <= align_from_bytes < 1 << 63:
@@ -327,7 +332,7 @@ def write(
     if lanes:
         pipeline.start_lanes(lanes)
     pipeline.set_start(first_row, start_bytes, lead)
-    pipeline.check(align_bytes, align_from_bytes, direct_from_bytes)
+    pipeline.check(align_bytes, align_from_bytes, direct_from_bytes, forget_from_bytes)
     pipeline.job.out_fd = out_fd
     if clone_from_bytes != CLONE_NEVER:
         start_cloner(&pipeline.job.cloner, out_fd, max(clone_from_bytes, PAGE))

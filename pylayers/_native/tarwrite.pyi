@@ -4,6 +4,7 @@ _Buffer = bytes | bytearray | memoryview
 
 CLONE_NEVER: int
 DIRECT_NEVER: int
+FORGET_NEVER: int
 LANES: int  # the most that this machine has; 0: none
 
 class SourceChanged(OSError):
@@ -20,6 +21,7 @@ def write(
     align_from_bytes: int = 65536,
     direct_from_bytes: int = 9223372036854775807,
     clone_from_bytes: int = 9223372036854775807,
+    forget_from_bytes: int = 9223372036854775807,
     first_row: int = 0,
     start_bytes: int = 0,
     lead: bytes = b"",
@@ -39,6 +41,8 @@ def write(
     file system can (FICLONERANGE), and not written; the ring still carries them to the hashers. They are read back from
     out_fd when the source's ctime could not tell of a write (younger than a second, or not on btrfs or xfs); otherwise
     from the source, and another ctime afterwards is SourceChanged. out_fd is opened anew through /proc for it.
+    From forget_from_bytes of data on (in all that is written), a source of 8 MiB or more of which less than half was in
+    the page cache does not stay there: what was read is given back on the way.
     Rows below first_row are laid already: their offsets and hashes are set, they keep them, and their sources are
     neither checked nor opened (a hard link after them may name one). Then the tar is written from start_bytes on, a
     multiple of 4096: first `lead`, the tar's bytes [start_bytes, first_row's headers), less than 4096; what out_fd

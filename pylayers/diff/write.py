@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from blake3 import blake3
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 DIRECT_FROM_BYTES = 64 << 20
 # Larger files share their blocks with the layer where the file system can: see docs/decisions/0011.
 CLONE_FROM_BYTES = 64 << 10
+# Sources of more than this share of the memory do not fill it as page cache: see docs/decisions/0018.
+FORGOTTEN_SHARE = 2
 SMALL_ROWS = 64
 
 
@@ -59,6 +62,7 @@ def write_layer(
                 blake3,
                 direct_from_bytes=DIRECT_FROM_BYTES,
                 clone_from_bytes=CLONE_FROM_BYTES,
+                forget_from_bytes=measure_memory() // FORGOTTEN_SHARE,
                 first_row=first_row,
                 start_bytes=start_bytes,
                 lead=lead,
@@ -110,3 +114,8 @@ def count_bytes(records: bytearray) -> int | None:
 def show_name(name: object) -> str:
     """Return a file name of either type as text."""
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def measure_memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
