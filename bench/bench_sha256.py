@@ -57,3 +57,17 @@ def test_resume(benchmark: Any, data: bytes) -> None:
         return resumed.digest()
 
     assert benchmark(resume) == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("kernel", sha256.kernels())
+def test_two(benchmark: Any, data: bytes, kernel: str) -> None:
+    """Two inputs side by side; as many bytes as one input has in test_sha256."""
+    half = len(data) // 2
+    one, other = memoryview(data)[:half], memoryview(data)[half:]
+
+    def hash_two() -> tuple[bytes, bytes]:
+        pair = sha256.Sha256(0, kernel), sha256.Sha256(0, kernel)
+        sha256.update_two(pair[0], one, pair[1], other)
+        return pair[0].digest(), pair[1].digest()
+
+    assert benchmark(hash_two) == (hashlib.sha256(one).digest(), hashlib.sha256(other).digest())

@@ -5,7 +5,8 @@ chunk     content-defined boundaries and BLAKE3 of every chunk of a large file; 
 tarscan   every header of a layer's tar to an entry table; tarfile lists members, bsdtar prints names
 diff      two tables of a tree with one entry in a hundred changed; the peer walks both trees
 erofs     the metadata image from the table; mkfs.erofs reads the tar for it
-gzip      the layer's tar for a push, both digests taken on the way; zstd the same
+gzip      the layer's tar for a push, its digest taken on the way and the tar proved by the states that lie beside a
+          layer; a peer of our own has no states and hashes both sides; zstd the same
 unpack    a docker-archive with gzipped layers into an empty store, to layers that can be mounted (`load`)
 
 Every side runs in every round, in turns; the page cache holds the inputs. Each row has its limit beside it: what the
@@ -43,9 +44,11 @@ from source import PrepareError
 from subject import SubjectError, find_command
 from table import Row, render_rows
 
-from pylayers._native import erofs, tardiff, tarscan, walk
+from pylayers._native import erofs, sha256, tardiff, tarscan, walk
 from pylayers.store.chunk import chunk_content
 from pylayers.store.entry import EntryTable
+from pylayers.store.proof import TarProof
+from pylayers.store.state import EVERY_BYTES
 from pylayers.transfer.compress import compress_file
 
 CHUNK_FILE_BYTES = 2 << 30
@@ -302,10 +305,12 @@ class Bench:
         path = self.tar()
         out = self.place / "packed.scratch"
         sizes: dict[str, int] = {}
+        proof = make_proof(path)
 
-        def ours() -> None:
+        def ours(proof: TarProof | None) -> None:
             with path.open("rb") as source, out.open("wb") as target:
-                sizes["ours"] = compress_file(source.fileno(), target.write, compression).size_bytes
+                made = compress_file(source.fileno(), target.write, compression, proof=proof)
+            sizes["ours"] = made.size_bytes
 
         def theirs() -> None:
             with out.open("wb") as target:
@@ -315,7 +320,9 @@ class Bench:
         peers = {} if self.missing(compression, command[0]) else {name: (clock(theirs), goal)}
         with mapped(path) as content:
             limit = clock(lambda: hashlib.sha256(content).digest())
-            self.compare(f"{compression} for a push", clock(ours), peers, limit)
+            if proof is not None:
+                peers["ours without states"] = (clock(lambda: ours(None)), 1.0)
+            self.compare(f"{compression} for a push", clock(lambda: ours(proof)), peers, limit)
         out.unlink()
         if sizes.keys() == {"ours", "theirs"}:
             self.notes.append(f"{compression}: {sizes['ours'] / sizes['theirs']:.3f} times the size of {name}'s")
@@ -351,6 +358,15 @@ class Bench:
                     self.notes.append(describe_failure("unpack, docker load", error))
             self.compare("gzipped layers to a mountable image", ours, peers, limit, 1.3)
         shutil.rmtree(root)
+
+
+def make_proof(path: Path) -> TarProof | None:
+    """Return what the states beside a layer prove a tar by; None for a small tar and where no states are kept."""
+    hasher = sha256.Sha256(EVERY_BYTES)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            hasher.update(piece)
+    return TarProof.find(hasher.states, path.stat().st_size, f"sha256:{hasher.digest().hex()}")
 
 
 def time_mkfs(tar: Path, root: Path | None, place: Path) -> float:

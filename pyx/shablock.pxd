@@ -1,8 +1,9 @@
 # cython: language_level=3
-"""Take blocks of 64 bytes into a SHA-256 chaining state, with whatever the processor has (inline-only).
+"""Take blocks of 64 bytes into one SHA-256 chaining state or two, with whatever the processor has (inline-only).
 
 Written from FIPS 180-4, section 6.2.2, and the descriptions of the processors' SHA-256 instructions. A state is the
-eight words H0 to H7 in this machine's byte order.
+eight words H0 to H7 in this machine's byte order. An instruction waits for the one before it in the same state: two
+states that take turns fill each other's pauses.
 """
 from libc.stdint cimport uint8_t, uint32_t
 
@@ -12,6 +13,7 @@ cdef extern from *:
     #include <string.h>
 
     typedef void (*sha_absorber)(uint32_t *, const uint8_t *, size_t);
+    typedef void (*sha_absorber_two)(uint32_t *, const uint8_t *, uint32_t *, const uint8_t *, size_t);
 
     static const uint32_t sha_start[8] = {
         0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
@@ -60,6 +62,13 @@ cdef extern from *:
         }
     }
 
+    static void sha_plain_two(
+        uint32_t *one, const uint8_t *one_data, uint32_t *other, const uint8_t *other_data, size_t blocks
+    ) {
+        sha_plain(one, one_data, blocks);
+        sha_plain(other, other_data, blocks);
+    }
+
     #if defined(__x86_64__)
     #include <cpuid.h>
     #include <immintrin.h>
@@ -79,44 +88,82 @@ cdef extern from *:
         return _mm_sha256msg2_epu32(sum, w3);
     }
 
-    SHA_X86_INLINE void sha_x86_rounds(__m128i *abef, __m128i *cdgh, __m128i w, int at) {
-        __m128i sum = _mm_add_epi32(w, _mm_load_si128((const __m128i *)(sha_constant + at)));
-        *cdgh = _mm_sha256rnds2_epu32(*cdgh, *abef, sum);
-        *abef = _mm_sha256rnds2_epu32(*abef, *cdgh, _mm_shuffle_epi32(sum, 0x0e));
-    }
+    typedef struct { __m128i abef, cdgh, abef_before, cdgh_before, w[4]; } sha_x86_lane;
 
-    SHA_X86 static void sha_fast(uint32_t *state, const uint8_t *data, size_t blocks) {
+    SHA_X86_INLINE void sha_x86_open(sha_x86_lane *lane, const uint32_t *state) {
         __m128i low = _mm_loadu_si128((const __m128i *)state), high = _mm_loadu_si128((const __m128i *)(state + 4));
         low = _mm_shuffle_epi32(low, 0x1b);    /* D C B A */
         high = _mm_shuffle_epi32(high, 0x1b);  /* H G F E */
-        __m128i abef = _mm_unpackhi_epi64(high, low), cdgh = _mm_unpacklo_epi64(high, low);
+        lane->abef = _mm_unpackhi_epi64(high, low);
+        lane->cdgh = _mm_unpacklo_epi64(high, low);
+    }
+
+    SHA_X86_INLINE void sha_x86_close(const sha_x86_lane *lane, uint32_t *state) {
+        __m128i low = _mm_unpackhi_epi64(lane->cdgh, lane->abef), high = _mm_unpacklo_epi64(lane->cdgh, lane->abef);
+        _mm_storeu_si128((__m128i *)state, _mm_shuffle_epi32(low, 0x1b));
+        _mm_storeu_si128((__m128i *)(state + 4), _mm_shuffle_epi32(high, 0x1b));
+    }
+
+    SHA_X86_INLINE void sha_x86_begin(sha_x86_lane *lane, const uint8_t *data) {
+        lane->abef_before = lane->abef;
+        lane->cdgh_before = lane->cdgh;
+        for (int at = 0; at < 4; at++) lane->w[at] = sha_x86_load(data + 16 * at);
+    }
+
+    SHA_X86_INLINE void sha_x86_rounds(sha_x86_lane *lane, int at) {  /* four of them */
+        __m128i *w = lane->w;
+        __m128i sum = _mm_add_epi32(w[at % 4], _mm_load_si128((const __m128i *)(sha_constant + 4 * at)));
+        lane->cdgh = _mm_sha256rnds2_epu32(lane->cdgh, lane->abef, sum);
+        lane->abef = _mm_sha256rnds2_epu32(lane->abef, lane->cdgh, _mm_shuffle_epi32(sum, 0x0e));
+        if (at < 12) w[at % 4] = sha_x86_schedule(w[at % 4], w[(at + 1) % 4], w[(at + 2) % 4], w[(at + 3) % 4]);
+    }
+
+    SHA_X86_INLINE void sha_x86_end(sha_x86_lane *lane) {
+        lane->abef = _mm_add_epi32(lane->abef, lane->abef_before);
+        lane->cdgh = _mm_add_epi32(lane->cdgh, lane->cdgh_before);
+    }
+
+    /* Code that leaves something in the upper halves of the vector registers, as isal's does, makes each of the
+       instructions below wait for them: less than half the speed. */
+    __attribute__((target("avx"))) static void sha_x86_clear_upper(void) { _mm256_zeroupper(); }
+
+    static inline void sha_x86_clean(void) {
+        if (__builtin_cpu_supports("avx")) sha_x86_clear_upper();
+    }
+
+    SHA_X86 static void sha_fast(uint32_t *state, const uint8_t *data, size_t blocks) {
+        sha_x86_lane lane;
+        sha_x86_clean();
+        sha_x86_open(&lane, state);
         for (; blocks; blocks--, data += 64) {
-            const __m128i abef_before = abef, cdgh_before = cdgh;
-            __m128i w0 = sha_x86_load(data), w1 = sha_x86_load(data + 16);
-            __m128i w2 = sha_x86_load(data + 32), w3 = sha_x86_load(data + 48);
-            #define SHA_X86_SIXTEEN(at)                  \\
-                sha_x86_rounds(&abef, &cdgh, w0, at);      \\
-                w0 = sha_x86_schedule(w0, w1, w2, w3);     \\
-                sha_x86_rounds(&abef, &cdgh, w1, at + 4);  \\
-                w1 = sha_x86_schedule(w1, w2, w3, w0);     \\
-                sha_x86_rounds(&abef, &cdgh, w2, at + 8);  \\
-                w2 = sha_x86_schedule(w2, w3, w0, w1);     \\
-                sha_x86_rounds(&abef, &cdgh, w3, at + 12); \\
-                w3 = sha_x86_schedule(w3, w0, w1, w2);
-            SHA_X86_SIXTEEN(0)
-            SHA_X86_SIXTEEN(16)
-            SHA_X86_SIXTEEN(32)
-            sha_x86_rounds(&abef, &cdgh, w0, 48);
-            sha_x86_rounds(&abef, &cdgh, w1, 52);
-            sha_x86_rounds(&abef, &cdgh, w2, 56);
-            sha_x86_rounds(&abef, &cdgh, w3, 60);
-            abef = _mm_add_epi32(abef, abef_before);
-            cdgh = _mm_add_epi32(cdgh, cdgh_before);
+            sha_x86_begin(&lane, data);
+            #pragma GCC unroll 16
+            for (int at = 0; at < 16; at++) sha_x86_rounds(&lane, at);
+            sha_x86_end(&lane);
         }
-        low = _mm_shuffle_epi32(_mm_unpackhi_epi64(cdgh, abef), 0x1b);
-        high = _mm_shuffle_epi32(_mm_unpacklo_epi64(cdgh, abef), 0x1b);
-        _mm_storeu_si128((__m128i *)state, low);
-        _mm_storeu_si128((__m128i *)(state + 4), high);
+        sha_x86_close(&lane, state);
+    }
+
+    SHA_X86 static void sha_fast_two(
+        uint32_t *one, const uint8_t *one_data, uint32_t *other, const uint8_t *other_data, size_t blocks
+    ) {
+        sha_x86_lane first, second;
+        sha_x86_clean();
+        sha_x86_open(&first, one);
+        sha_x86_open(&second, other);
+        for (; blocks; blocks--, one_data += 64, other_data += 64) {
+            sha_x86_begin(&first, one_data);
+            sha_x86_begin(&second, other_data);
+            #pragma GCC unroll 16
+            for (int at = 0; at < 16; at++) {
+                sha_x86_rounds(&first, at);
+                sha_x86_rounds(&second, at);
+            }
+            sha_x86_end(&first);
+            sha_x86_end(&second);
+        }
+        sha_x86_close(&first, one);
+        sha_x86_close(&second, other);
     }
 
     static int sha_has_fast(void) {
@@ -131,25 +178,68 @@ cdef extern from *:
     /* An instruction takes four rounds, with the state in order: (A, B, C, D) and (E, F, G, H), the first lowest. */
     #define SHA_ARM __attribute__((target("+crypto")))  /* what arm_neon.h of GCC before 13 asks for */
 
+    #define SHA_ARM_INLINE SHA_ARM static inline __attribute__((always_inline))
+
+    typedef struct { uint32x4_t abcd, efgh, abcd_before, efgh_before, w[4]; } sha_arm_lane;
+
+    SHA_ARM_INLINE void sha_arm_begin(sha_arm_lane *lane, const uint8_t *data) {
+        lane->abcd_before = lane->abcd;
+        lane->efgh_before = lane->efgh;
+        for (int at = 0; at < 4; at++) lane->w[at] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * at)));
+    }
+
+    SHA_ARM_INLINE void sha_arm_rounds(sha_arm_lane *lane, int at) {  /* four of them */
+        uint32x4_t *w = lane->w, last = lane->abcd;
+        uint32x4_t sum = vaddq_u32(w[at % 4], vld1q_u32(sha_constant + 4 * at));
+        lane->abcd = vsha256hq_u32(lane->abcd, lane->efgh, sum);
+        lane->efgh = vsha256h2q_u32(lane->efgh, last, sum);
+        if (at < 12)
+            w[at % 4] = vsha256su1q_u32(
+                vsha256su0q_u32(w[at % 4], w[(at + 1) % 4]), w[(at + 2) % 4], w[(at + 3) % 4]);
+    }
+
+    SHA_ARM_INLINE void sha_arm_end(sha_arm_lane *lane) {
+        lane->abcd = vaddq_u32(lane->abcd, lane->abcd_before);
+        lane->efgh = vaddq_u32(lane->efgh, lane->efgh_before);
+    }
+
     SHA_ARM static void sha_fast(uint32_t *state, const uint8_t *data, size_t blocks) {
-        uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
+        sha_arm_lane lane;
+        lane.abcd = vld1q_u32(state);
+        lane.efgh = vld1q_u32(state + 4);
         for (; blocks; blocks--, data += 64) {
-            const uint32x4_t abcd_before = abcd, efgh_before = efgh;
-            uint32x4_t w[4];
-            for (int at = 0; at < 4; at++) w[at] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * at)));
-            for (int at = 0; at < 16; at++) {
-                uint32x4_t sum = vaddq_u32(w[at % 4], vld1q_u32(sha_constant + 4 * at)), last = abcd;
-                abcd = vsha256hq_u32(abcd, efgh, sum);
-                efgh = vsha256h2q_u32(efgh, last, sum);
-                if (at < 12)
-                    w[at % 4] = vsha256su1q_u32(
-                        vsha256su0q_u32(w[at % 4], w[(at + 1) % 4]), w[(at + 2) % 4], w[(at + 3) % 4]);
-            }
-            abcd = vaddq_u32(abcd, abcd_before);
-            efgh = vaddq_u32(efgh, efgh_before);
+            sha_arm_begin(&lane, data);
+            #pragma GCC unroll 16
+            for (int at = 0; at < 16; at++) sha_arm_rounds(&lane, at);
+            sha_arm_end(&lane);
         }
-        vst1q_u32(state, abcd);
-        vst1q_u32(state + 4, efgh);
+        vst1q_u32(state, lane.abcd);
+        vst1q_u32(state + 4, lane.efgh);
+    }
+
+    SHA_ARM static void sha_fast_two(
+        uint32_t *one, const uint8_t *one_data, uint32_t *other, const uint8_t *other_data, size_t blocks
+    ) {
+        sha_arm_lane first, second;
+        first.abcd = vld1q_u32(one);
+        first.efgh = vld1q_u32(one + 4);
+        second.abcd = vld1q_u32(other);
+        second.efgh = vld1q_u32(other + 4);
+        for (; blocks; blocks--, one_data += 64, other_data += 64) {
+            sha_arm_begin(&first, one_data);
+            sha_arm_begin(&second, other_data);
+            #pragma GCC unroll 16
+            for (int at = 0; at < 16; at++) {
+                sha_arm_rounds(&first, at);
+                sha_arm_rounds(&second, at);
+            }
+            sha_arm_end(&first);
+            sha_arm_end(&second);
+        }
+        vst1q_u32(one, first.abcd);
+        vst1q_u32(one + 4, first.efgh);
+        vst1q_u32(other, second.abcd);
+        vst1q_u32(other + 4, second.efgh);
     }
 
     static int sha_has_fast(void) {
@@ -157,12 +247,17 @@ cdef extern from *:
     }
     #else
     #define sha_fast NULL
+    #define sha_fast_two NULL
     static int sha_has_fast(void) { return 0; }
     #endif
     """
     # (state of 8 words, data, how many blocks of 64 bytes it holds)
     ctypedef void (*sha_absorber)(uint32_t*, const uint8_t*, size_t) noexcept nogil
+    # (state, data, another state, data as long, how many blocks each holds)
+    ctypedef void (*sha_absorber_two)(uint32_t*, const uint8_t*, uint32_t*, const uint8_t*, size_t) noexcept nogil
     const uint32_t[8] sha_start
     sha_absorber sha_plain
     sha_absorber sha_fast
+    sha_absorber_two sha_plain_two
+    sha_absorber_two sha_fast_two
     bint sha_has_fast() noexcept

@@ -30,6 +30,13 @@ class Sha256:
     def states(self) -> bytes:
         """Every state so far, 32 bytes each: a copy. A resumed hash has those that it was given, too."""
 
+def update_two(one: Sha256, one_buffer: _Buffer, other: Sha256, other_buffer: _Buffer) -> None:
+    """Hash the next bytes of two inputs side by side, in less time than one after the other. Releases the GIL.
+
+    The buffers are contiguous, of any lengths, and borrowed for the call. What one input has more is hashed alone.
+    ValueError for one object given twice and for objects of different kernels; RuntimeError as for update.
+    """
+
 def is_fast() -> bool:
     """Tell whether the processor has SHA-256 instructions that are used here; hashlib is faster where it has not."""
 

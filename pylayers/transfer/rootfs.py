@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import queue
@@ -16,6 +15,8 @@ from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.file import translating
 from pylayers.store.layer import Layer
+from pylayers.store.proof import kept_states, new_hasher
+from pylayers.store.state import EVERY_BYTES
 from pylayers.store.tarindex import feed_table, finish_table
 from pylayers.transfer.archive import BLOCK_BYTES, PIECE_BYTES, detect_compression, is_tar, read_pieces
 from pylayers.transfer.layerfile import LayerFile
@@ -51,9 +52,9 @@ def import_stream(store: Store, stream: IO[bytes], name: str) -> Layer:
     with store.layers.ingest() as writer:
         whole = io.BufferedReader(Prefixed(head, stream), PIECE_BYTES)
         feed = feed_table()
-        size_bytes, digest = write_hashed(writer.fd, read_pieces(whole, compression, name), feed.take)
+        size_bytes, digest, states = write_hashed(writer.fd, read_pieces(whole, compression, name), feed.take)
         records, heap = finish_table(feed, writer.fd, size_bytes, name)
-        return writer.commit(records, heap, size_bytes, digest_from_hex(digest))
+        return writer.commit(records, heap, size_bytes, digest_from_hex(digest), states=states)
 
 
 class Prefixed(io.RawIOBase):
@@ -79,13 +80,13 @@ class Prefixed(io.RawIOBase):
         return len(taken)
 
 
-def write_hashed(descriptor: int, pieces: Iterable[bytes], take: Callable[[bytes], object]) -> tuple[int, str]:
-    """Write pieces to a file and give each to `take` too, in a thread; return the size and the sha256 in hex.
+def write_hashed(descriptor: int, pieces: Iterable[bytes], take: Callable[[bytes], object]) -> tuple[int, str, bytes]:
+    """Write pieces to a file and give each to `take` too, in a thread; return the size, the sha256 in hex, its states.
 
     Making the pieces, hashing them, taking and writing them run beside each other, and what is written into the page
     cache goes on to the disk meanwhile, so that the layer's flush at the end finds little left to do.
     """
-    hasher = hashlib.sha256()
+    hasher = new_hasher(EVERY_BYTES)
     with LayerFile(descriptor) as file:
         flushed = [0]
 
@@ -108,7 +109,7 @@ def write_hashed(descriptor: int, pieces: Iterable[bytes], take: Callable[[bytes
                 writer.put(piece)
         with translating("write layer"):
             file.finish()
-        return file.size_bytes, hasher.hexdigest()
+        return file.size_bytes, hasher.digest().hex(), kept_states(hasher)
 
 
 class _Stage:

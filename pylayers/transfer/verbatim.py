@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from pylayers.errors import IntegrityError, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.layer import Layer
+from pylayers.store.proof import kept_states, new_hasher
+from pylayers.store.state import EVERY_BYTES
 from pylayers.store.tarindex import index_content
 
 PIECE_BYTES = 8 << 20
@@ -75,7 +76,7 @@ class RangeIngest:
         self._store = store
         self._pool = pool
         self._archive = archive
-        self._hasher = hashlib.sha256()
+        self._hasher = new_hasher(EVERY_BYTES)
         self._stopped = False
         self._left = ExitStack()
 
@@ -110,8 +111,8 @@ class RangeIngest:
                 self._hashing.result()
             except OSError as error:
                 raise translate_os_error(error, "write layer") from error
-            digest = digest_from_hex(self._hasher.hexdigest())
-            return self._layer.commit(records, heap, self._range[1], digest)
+            digest = digest_from_hex(self._hasher.digest().hex())
+            return self._layer.commit(records, heap, self._range[1], digest, states=kept_states(self._hasher))
 
     def _hash(self) -> None:
         for at in range(0, len(self._tar), HASHED_BYTES):

@@ -22,9 +22,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pylayers._native.sha256 import Sha256, is_fast
 from pylayers.engine import Engine
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError, Unsupported
 from pylayers.store.entry import FLAG_HASHED
+from pylayers.store.state import EVERY_BYTES
 from pylayers.transfer import verbatim
 from tests.e2e.build_case import make_tar, write
 from tests.e2e.cli_process import Cli
@@ -148,6 +150,20 @@ def test_large_layers_are_written_past_the_page_cache(
     monkeypatch.setattr(verbatim, "PIECE_BYTES", 8192)
     load(engine, pack([("pad", b"x"), *modern()]), tmp_path)
     check_loaded(engine)
+
+
+@pytest.mark.skipif(not is_fast(), reason="this processor has no SHA instructions, so no states are kept")
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_the_states_of_a_large_layers_sha256_are_kept(
+    engine: Engine, tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    layer = make_tar((("opt/large", bytes(2 * EVERY_BYTES), {}),))
+    config = make_config((layer,))
+    members = [(name, compress(content) if content == layer else content) for name, content in modern(config, (layer,))]
+    load(engine, pack(members), tmp_path)
+    hasher = Sha256(EVERY_BYTES)
+    hasher.update(layer)
+    assert engine.store.layers.read_states(f"sha256:{sha256(layer)}") == hasher.states != b""
 
 
 def test_many_layers_at_once_and_one_of_them_twice(engine: Engine, tmp_path: Path) -> None:

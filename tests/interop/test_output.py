@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from pylayers._native.sha256 import is_fast
 from pylayers.build.event import BuildResult
 from pylayers.engine import Engine
 from pylayers.errors import InvalidInput, Unsupported
+from pylayers.transfer.packer import UNIT_BYTES
 from tests.e2e.build_case import make_tar, write
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
@@ -69,6 +74,54 @@ def test_skopeo_reads_oci_archives(tmp_path: Path, compression: str) -> None:
     assert json.loads((target / "manifest.json").read_bytes())["annotations"] == {"k": "v"}
     build(tmp_path, text)
     assert place.read_bytes() == content  # the same bytes every time
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> tuple[Path, str]:
+    """Make an OCI archive whose one layer is some zstd frames; return it and the layer's diff_id."""
+    content = b"".join(random.Random(1).randbytes(10_000) + bytes(20_000) for _ in range(3 * UNIT_BYTES // 30_000))
+    (tmp_path / "base.tar").write_bytes(make_tar((("opt/large", content, {}),)))
+    context = write(tmp_path / "context", {"Dockerfile": "FROM base\nENV A=b\n"})
+    place = tmp_path / "large.tar"
+    with Engine.open(tmp_path / "root") as engine:
+        engine.images.import_(tmp_path / "base.tar", "base")
+        engine.build(context, outputs=(f"type=oci,dest={place},name=large:1,compression=zstd",))
+        [layer] = list(engine.store.layers.walk())
+        assert layer == "sha256:" + hashlib.sha256((tmp_path / "base.tar").read_bytes()).hexdigest()
+        if is_fast():  # the states that the import kept prove it
+            assert len(engine.store.layers.read_states(layer) or b"") == 32 * (
+                (tmp_path / "base.tar").stat().st_size >> 22
+            )
+    return place, layer
+
+
+@needs_skopeo
+def test_skopeo_unpacks_a_layer_of_some_frames(large: tuple[Path, str], tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    source = f"oci-archive:{large[0]}:1"
+    subprocess.run(["skopeo", "copy", "-q", "--dest-decompress", source, f"dir:{target}"], check=True)
+    [layer] = json.loads((target / "manifest.json").read_bytes())["layers"]
+    assert layer["digest"] == large[1]
+    assert hashlib.sha256((target / layer["digest"].removeprefix("sha256:")).read_bytes()).hexdigest() in large[1]
+
+
+@pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed")
+def test_podman_unpacks_a_layer_of_some_frames(large: tuple[Path, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="podman-") as place:  # its runroot may have 50 characters
+        podman = ["podman", "--root", f"{place}/p", "--runroot", f"{place}/r", "--storage-driver", "vfs"]
+        subprocess.run([*podman, "load", "-q", "-i", str(large[0])], check=True)  # it compares the diff_id
+        told = subprocess.run([*podman, "inspect", "large:1"], check=True, capture_output=True).stdout
+        subprocess.run([*podman, "rmi", "--all", "--force"], check=True, capture_output=True)
+    assert json.loads(told)[0]["RootFS"]["Layers"] == [large[1]]
+
+
+def test_a_layer_of_some_frames_comes_in_again(large: tuple[Path, str], tmp_path: Path) -> None:
+    with tarfile.open(large[0]) as archive:
+        packed = max(archive.getmembers(), key=lambda member: member.size)
+        archive.extract(packed, tmp_path, filter="data")
+    with Engine.open(tmp_path / "other") as engine:
+        engine.images.import_(tmp_path / packed.name, "again")
+        assert list(engine.store.layers.walk()) == [large[1]]
 
 
 @needs_skopeo

@@ -183,3 +183,59 @@ def test_another_thread_runs_meanwhile_and_is_refused() -> None:
         alone.update(data)
     assert hasher.digest() == alone.digest()
     assert hasher.states == alone.states
+
+
+@KERNELS
+@pytest.mark.parametrize("every_bytes", [0, 64, 192])
+def test_two_side_by_side_at_every_length_around_a_block(kernel: str, every_bytes: int) -> None:
+    chance = random.Random(3)
+    for length in range(260):
+        inputs = chance.randbytes(length), chance.randbytes(200)
+        pair = sha256.Sha256(every_bytes, kernel), sha256.Sha256(64, kernel)
+        sha256.update_two(pair[0], inputs[0], pair[1], inputs[1][:150])
+        sha256.update_two(pair[1], inputs[1][150:], pair[0], b"")
+        assert [one.digest() for one in pair] == [hashlib.sha256(one).digest() for one in inputs]
+        assert pair[0].states == (list_states(inputs[0], every_bytes) if every_bytes else b"")
+        assert pair[1].states == list_states(inputs[1], 64)
+
+
+def test_what_cannot_be_two_is_refused_and_changes_nothing() -> None:
+    hasher, other = sha256.Sha256(), sha256.Sha256(kernel="plain")
+    with pytest.raises(ValueError, match="one input"):
+        sha256.update_two(hasher, b"a", hasher, b"b")
+    with pytest.raises(TypeError):
+        sha256.update_two(hasher, b"a", None, b"b")  # type: ignore[arg-type]
+    with pytest.raises(BufferError):
+        sha256.update_two(hasher, b"a", sha256.Sha256(), memoryview(b"abcd")[::2])
+    with pytest.raises(TypeError):
+        sha256.update_two(hasher, "text", sha256.Sha256(), b"a")  # type: ignore[arg-type]
+    limit = sha256.Sha256.resume(bytes(32), (1 << 61) - 64)
+    with pytest.raises(ValueError, match=r"less than 2\*\*61 bytes"):
+        sha256.update_two(hasher, b"a", limit, b"y" * 64)
+    if sha256.is_fast():
+        with pytest.raises(ValueError, match="one kernel"):
+            sha256.update_two(hasher, b"a", other, b"b")
+    assert hasher.digest() == other.digest() == hashlib.sha256().digest()
+
+
+def test_two_leave_the_gil_to_others_and_neither_can_be_used() -> None:
+    data, refused, rounds = bytes(8 << 20), set(), 0
+    pair = sha256.Sha256(), sha256.Sha256()
+    while len(refused) < 4 and rounds < 200:
+        thread = threading.Thread(target=sha256.update_two, args=(pair[0], data, pair[1], data))
+        thread.start()
+        rounds += 1
+        while thread.is_alive() and len(refused) < 4:
+            for number, one in enumerate(pair):
+                for way in (one.digest, lambda one=one: sha256.update_two(sha256.Sha256(), b"", one, b"")):
+                    try:
+                        way()
+                    except RuntimeError as error:
+                        if "another thread" in str(error):
+                            refused.add((number, way == one.digest))
+        thread.join()
+    assert len(refused) == 4
+    alone = sha256.Sha256()
+    for _ in range(rounds):
+        alone.update(data)
+    assert [one.digest() for one in pair] == [alone.digest()] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from itertools import zip_longest
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,3 +73,30 @@ def test_the_state_after_a_padded_message_is_its_digest(content: bytes) -> None:
     padded = content + b"\x80" + bytes(-(len(content) + 9) % 64) + (len(content) * 8).to_bytes(8, "big")
     hasher = hash_pieces(sha256.Sha256(64), [padded])
     assert hasher.states[-32:] == hashlib.sha256(content).digest()
+
+
+@settings(deadline=None, max_examples=300)
+@given(data, data, cuts, cuts, every, st.one_of(st.just(0), every), kernels)
+def test_two_inputs_side_by_side_are_those_one_after_the_other(
+    one: bytes, other: bytes, one_cuts: list[int], other_cuts: list[int], one_every: int, other_every: int, kernel: str
+) -> None:
+    """Pieces of any lengths meet, at any place of their blocks; where one input has ended the other goes on."""
+    first, second = sha256.Sha256(one_every, kernel), sha256.Sha256(other_every, kernel)
+    for piece, beside in zip_longest(split(one, one_cuts), split(other, other_cuts), fillvalue=b""):
+        sha256.update_two(first, piece, second, beside)
+    for hasher, content, every_bytes in ((first, one, one_every), (second, other, other_every)):
+        assert hasher.digest() == hashlib.sha256(content).digest()
+        assert hasher.states == hash_pieces(sha256.Sha256(every_bytes, "plain"), [content]).states
+
+
+@settings(deadline=None, max_examples=100)
+@given(data, every, kernels)
+def test_pieces_from_kept_states_lead_to_the_next(content: bytes, every_bytes: int, kernel: str) -> None:
+    """How a tar is verified piece by piece: from each state to the one that follows, two pieces at a time."""
+    states = hash_pieces(sha256.Sha256(every_bytes, "plain"), [content]).states
+    known = [states[at : at + 32] for at in range(0, len(states), 32)]
+    pieces = [content[at : at + every_bytes] for at in range(0, len(content), every_bytes)]
+    for at in range(2, len(known), 2):
+        pair = [sha256.Sha256.resume(known[one - 1], every_bytes, kernel) for one in (at - 1, at)]
+        sha256.update_two(pair[0], pieces[at - 1], pair[1], pieces[at])
+        assert [one.states[32:] for one in pair] == known[at - 1 : at + 1]
