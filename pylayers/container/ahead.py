@@ -1,8 +1,8 @@
 """Start a container's monitor while the container is still being made, so that both take their time at once.
 
-The monitor forks away, and lets the runtime start as far as it comes without a configuration. Then it waits for orders
-(see order): the whole spec, and leave to start, which comes when the container is recorded. Until then all that it has
-done can be taken back, and it does so by itself when its caller is gone.
+The monitor forks away and waits for orders (see order). At the first it lets the runtime start as far as it comes
+without a configuration; the whole spec follows, and leave to start when the container is recorded. Until then all that
+it has done can be taken back, and it does so by itself when its caller is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from pylayers.container.order import write_go, write_spec
+from pylayers.container.order import write_go, write_soon, write_spec
 from pylayers.container.record import CONFIG, ContainerSpec, locked, make_directory
 from pylayers.container.spawn import attached_streams, close_all, duplicate, fork_monitor, reap_monitor
 from pylayers.errors import translate_os_error
@@ -30,6 +30,7 @@ class Ahead:
         self._spec: ContainerSpec | None = None
         self._orders_fd = self._reports_fd = -1
         self._child = 0
+        self._expected = False
         self._directory: Path | None = None
         self._held = contextlib.ExitStack()  # the container's lock
 
@@ -66,11 +67,22 @@ class Ahead:
         finally:
             close_all((orders_read, reports_write, *copies))
 
+    def expect(self) -> None:
+        """Let the monitor start the runtime: the container will be made in the time that this takes, not much later.
+
+        runc is slower by milliseconds after it has waited for more than some.
+        """
+        if self.begun and not self._expected:
+            self._expected = True
+            with contextlib.suppress(BrokenPipeError):  # it has gone; that shows when the container should start
+                write_soon(self._orders_fd)
+
     def tell(self, spec: ContainerSpec) -> None:
         """Give the monitor all of the spec, so that it mounts and configures the container."""
         self._spec = spec
+        self.expect()
         if self.begun:
-            with contextlib.suppress(BrokenPipeError):  # it has gone; that shows when it should start
+            with contextlib.suppress(BrokenPipeError):
                 write_spec(self._orders_fd, spec)
 
     def go(self) -> tuple[ContainerSpec, int, int]:

@@ -60,7 +60,7 @@ class Launched:
 
 
 class Launch:
-    """One start of a container: `begin`, `configure`, and `complete` once nothing else is missing, else `abandon`.
+    """One start of a container: `prepare`, `begin`, `configure`, `complete` once nothing is missing, else `abandon`.
 
     The container's directory is there from the start, the root file system is mounted at bundle/rootfs before
     configure. attached: the runtime may stay as the container's parent, which saves its second call, to delete the
@@ -79,22 +79,25 @@ class Launch:
         self._streams = _Streams()
         self._runtime_pid = 0
 
-    def begin(self) -> None:
-        """Clear away an earlier start, and start a runtime that is slow to: it waits for its configuration.
+    def prepare(self) -> None:
+        """Clear away an earlier start, and do what takes neither the runtime nor the image.
 
-        spec may lack what only the configuration takes. Raises ContainerError, OSError.
+        spec may lack what only the configuration takes, here and for begin. Raises ContainerError, OSError.
         """
         (self._directory / "runtime.log").unlink(missing_ok=True)
         (self._bundle / "pid").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             remove_tree(self._directory / "runtime")
+        self._files = write_network_files(self._directory, self._spec.isolation, _hostname(self._spec))
+
+    def begin(self) -> None:
+        """Start a runtime that is slow to: it waits for its configuration. Raises ContainerError, OSError."""
         if self._spec.runtime_name in SLOW_TO_START and not self._spec.process.terminal:
             self._feed = Feed(self._bundle)
             self._spawn()
-        from pylayers.container.spec import load_rules  # in the time that a runtime takes to start
+        from pylayers.container.spec import load_rules  # in the time that it takes to start
 
         load_rules(self._spec.isolation, cgroup_limits=self._spec.runtime_limits)
-        self._files = write_network_files(self._directory, self._spec.isolation, _hostname(self._spec))
 
     def configure(self, spec: ContainerSpec) -> None:
         """Make the configuration. Raises ContainerError, InvalidInput, NotFound, OSError."""

@@ -109,6 +109,9 @@ class Monitor:
         """Start the container; on failure nothing of it runs or is mounted."""
         launch = Launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
         try:
+            launch.prepare()
+            if self.orders is not None:
+                self.orders.await_soon()
             launch.begin()
             if self.orders is not None:
                 self.spec = self.orders.spec()

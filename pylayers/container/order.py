@@ -1,4 +1,4 @@
-"""What the caller of a monitor that was started ahead still has to tell it: the whole spec, then that it may start."""
+"""What the caller of a monitor that was started ahead has to tell it: that a spec is near, the spec, leave to start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pylayers.container.record import ContainerSpec, spec_from_json
 from pylayers.record import to_mapping
 
 LENGTH_BYTES = 8
-GO = b"\1"
+GO, SOON = b"\1", b"\2"
 
 
 class Withdrawn(Exception):
@@ -22,11 +22,18 @@ class Orders:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._spec: ContainerSpec | None = None
-        self._free = False
+        self._near = self._free = False
+
+    def await_soon(self) -> None:
+        """Return once nothing is left to do but to make the container. Raises Withdrawn."""
+        if not self._near:
+            self._read(len(SOON))
+            self._near = True
 
     def spec(self) -> ContainerSpec:
         """Return the container's spec. Raises Withdrawn."""
         if self._spec is None:
+            self.await_soon()
             size_bytes = int.from_bytes(self._read(LENGTH_BYTES), "big")
             self._spec = spec_from_json(self._read(size_bytes))
         return self._spec
@@ -46,6 +53,11 @@ class Orders:
                 raise Withdrawn
             content += more
         return content
+
+
+def write_soon(descriptor: int) -> None:
+    """Tell that the spec is a few milliseconds away. Raises OSError."""
+    os.write(descriptor, SOON)
 
 
 def write_spec(descriptor: int, spec: ContainerSpec) -> None:

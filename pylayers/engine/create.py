@@ -71,6 +71,8 @@ def make_container(
         size_limit_bytes=size_limit_bytes,
         labels=tuple({**found.config.config.labels, **options.labels}.items()),
     )
+    if ahead is not None:
+        ahead.expect()
     try:
         with engine.store.lease("create", settled=False) as lease:
             lease.hold("blob", found.digest)

@@ -43,7 +43,9 @@ from pylayers.container.record import load_spec, spec_from_json
 directory, spec = Path(sys.argv[1]), spec_from_json(sys.argv[2].encode())
 with Ahead(attach=True) as ahead:
     ahead.begin(directory, spec)
-    if sys.argv[3]:
+    if sys.argv[3] == "soon":
+        ahead.expect()
+    if sys.argv[3] == "told":
         ahead.tell(spec)
     print(ahead._child, flush=True)
     time.sleep(60)
@@ -209,7 +211,7 @@ def test_a_runtime_that_is_missing(case: Case) -> None:
     assert mount_points_below(directory) == []
 
 
-@pytest.mark.parametrize("told", ["", "told"])
+@pytest.mark.parametrize("told", ["", "soon", "told"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_the_caller_gives_up(case: Case, told: str, recorded: bool) -> None:
     spec = case.spec("/bin/true")
@@ -217,6 +219,8 @@ def test_the_caller_gives_up(case: Case, told: str, recorded: bool) -> None:
         ahead.begin(case.place(spec), spec)
         assert ahead.begun
         if told:
+            ahead.expect()
+        if told == "told":
             ahead.tell(spec)
         if recorded:
             create(case.place(spec), spec)
@@ -228,7 +232,7 @@ def test_the_caller_gives_up(case: Case, told: str, recorded: bool) -> None:
         assert start(case.place(spec), attach=True) == 0
 
 
-@pytest.mark.parametrize("told", ["", "told"])
+@pytest.mark.parametrize("told", ["", "soon", "told"])
 def test_the_caller_is_killed(case: Case, told: str) -> None:
     from pylayers.container.record import spec_to_json
 
@@ -240,6 +244,8 @@ def test_the_caller_is_killed(case: Case, told: str) -> None:
     assert caller.stdout is not None
     monitor = int(caller.stdout.readline())
     if told:
+        await_true((case.place(spec) / "bundle" / "config.json").is_fifo)
+    if told == "told":
         await_true(lambda: mount_points_below(case.directory) != [])
     caller.kill()
     caller.wait()
@@ -275,6 +281,7 @@ def test_a_runtime_whose_monitor_was_killed_before_it_opens_its_configuration(ca
     spec = case.spec("/bin/true", program=case.program('sleep 0.5\nexec "$runc" "$@"\n'))
     with Ahead(attach=True) as ahead:
         ahead.begin(case.place(spec), spec)
+        ahead.expect()
         await_true(lambda: processes(spec.id) != [])
         os.kill(ahead._child, signal.SIGKILL)
     assert not case.place(spec).exists()
