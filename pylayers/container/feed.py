@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -62,6 +63,16 @@ class Feed:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def make_feed(bundle: Path) -> Feed | None:
+    """Make the FIFO; None where the file system has none, so that a runtime has to be started later. Raises OSError."""
+    try:
+        return Feed(bundle)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            return None
+        raise
 
 
 def wake_reader(bundle: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pylayers.container.bundle import CONFIG, encode_config, minimal_environment, runtime_error, write_config
-from pylayers.container.feed import Feed
+from pylayers.container.feed import Feed, make_feed
 from pylayers.container.isolation import ContainerMount
 from pylayers.container.network import write_network_files
 from pylayers.container.notice import Notice
@@ -28,6 +28,7 @@ BUBBLEWRAP = "bwrap"
 # Runtimes that take milliseconds until they read their configuration, begun before there is one.
 SLOW_TO_START = ("runc",)
 FEED_POLL_MS = 5
+LOOK_MS = 100  # for the pid file, beside being told: some file systems may tell nothing
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
@@ -93,8 +94,9 @@ class Launch:
     def begin(self) -> None:
         """Start a runtime that is slow to: it waits for its configuration. Raises ContainerError, OSError."""
         if self._spec.runtime_name in SLOW_TO_START and not self._spec.process.terminal:
-            self._feed = Feed(self._bundle)
-            self._spawn()
+            self._feed = make_feed(self._bundle)
+            if self._feed is not None:
+                self._spawn()
         from pylayers.container.spec import load_rules  # in the time that it takes to start
 
         load_rules(self._spec.isolation, cgroup_limits=self._spec.runtime_limits)
@@ -295,7 +297,7 @@ def _await_pid(runtime_pid: int, pid_file: Path, feed: Feed | None) -> int | Non
                         return int(content)
                 if ended:
                     return None
-                ended = notice.wait(None if feed is None or feed.advance() else FEED_POLL_MS)
+                ended = notice.wait(LOOK_MS if feed is None or feed.advance() else FEED_POLL_MS)
     finally:
         os.close(descriptor)
 

@@ -34,7 +34,7 @@ class Notice:
         except OSError:
             self._told = False
 
-    def wait(self, limit_ms: int | None) -> bool:
+    def wait(self, limit_ms: int) -> bool:
         """Return at a change, the process's end, or after a time; whether the process has ended."""
         events = self._poll.poll(limit_ms if self._told else POLL_MS)
         with contextlib.suppress(BlockingIOError):

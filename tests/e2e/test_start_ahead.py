@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ from pylayers.errors import AlreadyExists, ContainerError, DriverError, NotFound
 from pylayers.record import replace
 from pylayers.snapshot.mount import mount_points_below
 from pylayers.snapshot.snapshotter import Mount
+from pylayers.thread import is_alone
 from tests.e2e.build_case import open_with_busybox
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -166,6 +168,28 @@ def test_a_configuration_larger_than_a_pipe(case: Case, program: str | None) -> 
     directory = case.create(process=process, program=made)
     assert (directory / "config.json").stat().st_size > 300_000
     assert start(directory, attach=True) == 1000 % 256
+
+
+def refuse_calls(monkeypatch: pytest.MonkeyPatch, module: object, name: str, number: int) -> None:
+    """Let a call fail as a file system or kernel does that doesn't have it; forked monitors inherit that."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, name, refuse)
+
+
+def test_a_file_system_without_fifos(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_alone()
+    refuse_calls(monkeypatch, os, "mkfifo", errno.EPERM)
+    assert start(case.create("/bin/sh", "-c", "exit 5"), attach=True) == 5
+
+
+def test_a_kernel_that_tells_of_no_changes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_alone()
+    monkeypatch.setattr("fcntl.F_NOTIFY", -1)  # an unknown command of fcntl(2): EINVAL
+    directory = case.create("/bin/sh", "-c", "sleep 0.3; exit 5")
+    assert start(directory, attach=True) == 5
 
 
 @pytest.mark.parametrize(("script", "words"), [
