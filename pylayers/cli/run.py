@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pylayers.container.isolation import Isolation
-    from pylayers.engine import Engine
     from pylayers.engine.container import Container, ContainerOptions
 
 ENVIRONMENT_LIMIT_BYTES = 16 << 20
@@ -29,17 +28,10 @@ def run(session: Session, /, image: str, command: tuple[str, ...], detach: bool,
         options = read_options(given)
         if options.terminal and options.interactive and not detach:
             check_terminal()
-        with session.open() as engine:
-            container = create_container(engine, image, command, options, given["cidfile"])
-            try:
-                if detach:
-                    engine.containers.start(container.id)
-                else:
-                    return engine.containers.attach(container.id)
-            except BaseException:
-                if options.remove:
-                    discard_unstarted(engine, container.id)
-                raise
+        with session.open() as engine, cid_file(given["cidfile"]) as keep:
+            container, code = engine.containers.run(image, command, options, detach=detach, when_made=keep)
+    if code is not None:
+        return code
     print(container.id)
     return 0
 
@@ -47,8 +39,10 @@ def run(session: Session, /, image: str, command: tuple[str, ...], detach: bool,
 def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:
     """Create a container without starting it, and print its id."""
     options = read_options(given)
-    with session.open() as engine:
-        print(create_container(engine, image, command, options, given["cidfile"]).id)
+    with session.open() as engine, cid_file(given["cidfile"]) as keep:
+        container = engine.containers.create(image, command, options)
+        keep(container)
+    print(container.id)
 
 
 @contextmanager
@@ -63,37 +57,33 @@ def failing_as_docker() -> Iterator[None]:
         raise
 
 
-def create_container(
-    engine: Engine, image: str, command: Sequence[str], options: ContainerOptions, cidfile: str | None
-) -> Container:
-    """Create a container and keep its id in cidfile, which must not exist."""
-    if cidfile is None:
-        return engine.containers.create(image, command, options)
+@contextmanager
+def cid_file(path: str | None) -> Iterator[Callable[[Container], None]]:
+    """Yield what keeps a container's id in a file, which must not exist, and doesn't unless one was made."""
+    if path is None:
+        yield lambda container: None
+        return
     try:
-        file = open(cidfile, "x", encoding="ascii")  # noqa: SIM115
+        file = open(path, "x", encoding="ascii")  # noqa: SIM115
     except FileExistsError:
         raise InvalidInput(
-            f"container ID file found, make sure the other container isn't running or delete {cidfile}"
+            f"container ID file found, make sure the other container isn't running or delete {path}"
         ) from None
     except OSError as error:
         raise translate_os_error(error, "create the container ID file") from error
+    made: list[str] = []
+
+    def keep(container: Container) -> None:
+        made.append(container.id)
+        file.write(container.id)
+        file.flush()
+
     with file:
         try:
-            container = engine.containers.create(image, command, options)
-        except BaseException:
-            Path(cidfile).unlink(missing_ok=True)
-            raise
-        file.write(container.id)
-    return container
-
-
-def discard_unstarted(engine: Engine, container_id: str) -> None:
-    """Remove a --rm container that could not be started; one that runs, or is gone already, is left alone."""
-    try:
-        if not engine.containers.get(container_id).running:
-            engine.containers.remove(container_id, volumes=True)
-    except PylayersError:
-        return  # the failure to start is what the user has to know
+            yield keep
+        finally:
+            if not made:
+                Path(path).unlink(missing_ok=True)
 
 
 def check_terminal() -> None:

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+CONFIG = "config.json"
 LOG_LIMIT_BYTES = 1 << 20
 
 # Words of runc, crun and youki. What a path is missing for matters: only the command itself means 127.
@@ -25,11 +26,16 @@ _NOT_EXECUTABLE = (
 )
 
 
-def write_config(bundle: Path, config: dict[str, Any]) -> None:
-    """Write config.json into a bundle."""
-    (bundle / "config.json").write_text(
-        json.dumps(config, separators=(",", ":")), encoding="utf-8", errors="surrogateescape"
-    )
+def encode_config(config: dict[str, Any]) -> bytes:
+    """Return what config.json holds."""
+    return json.dumps(config, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def write_config(bundle: Path, content: bytes) -> None:
+    """Write config.json into a bundle, in place of whatever is there."""
+    scratch = bundle / f".{CONFIG}"
+    scratch.write_bytes(content)
+    scratch.replace(bundle / CONFIG)
 
 
 def runtime_error(log: Path, command: str) -> ContainerError | None:

@@ -6,14 +6,16 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
-from pylayers.container.bundle import minimal_environment, runtime_error, write_config
+from pylayers.container.bundle import CONFIG, encode_config, minimal_environment, runtime_error, write_config
+from pylayers.container.feed import Feed, make_feed
+from pylayers.container.isolation import ContainerMount
 from pylayers.container.network import write_network_files
+from pylayers.container.notice import Notice
 from pylayers.container.record import ContainerSpec
-from pylayers.container.spec import build_config
 from pylayers.errors import ContainerError
 from pylayers.record import field, record
 from pylayers.store.file import remove_tree
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 BUBBLEWRAP = "bwrap"
-PID_POLL_MS = 1
+# Runtimes that take milliseconds until they read their configuration, begun before there is one.
+SLOW_TO_START = ("runc",)
+FEED_POLL_MS = 5
+LOOK_MS = 100  # for the pid file, beside being told: some file systems may tell nothing
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
@@ -55,56 +60,166 @@ class Launched:
             os.close(descriptor)
 
 
+class Launch:
+    """One start of a container: `prepare`, `begin`, `configure`, `complete` once nothing is missing, else `abandon`.
+
+    The container's directory is there from the start, the root file system is mounted at bundle/rootfs before
+    configure. attached: the runtime may stay as the container's parent, which saves its second call, to delete the
+    container.
+    """
+
+    def __init__(self, directory: Path, spec: ContainerSpec, client_in: int, *, attached: bool) -> None:
+        self._directory = directory
+        self._bundle = directory / "bundle"
+        self._spec = spec
+        self._client_in = client_in
+        self._stays = attached and not spec.interactive and not spec.process.terminal
+        self._config: dict[str, Any] = {}
+        self._files: list[ContainerMount] = []
+        self._feed: Feed | None = None
+        self._streams = _Streams()
+        self._runtime_pid = 0
+
+    def prepare(self) -> None:
+        """Clear away an earlier start, and do what takes neither the runtime nor the image.
+
+        spec may lack what only the configuration takes, here and for begin. Raises ContainerError, OSError.
+        """
+        (self._directory / "runtime.log").unlink(missing_ok=True)
+        (self._bundle / "pid").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove_tree(self._directory / "runtime")
+        self._files = write_network_files(self._directory, self._spec.isolation, _hostname(self._spec))
+
+    def begin(self) -> None:
+        """Start a runtime that is slow to: it waits for its configuration. Raises ContainerError, OSError."""
+        if self._spec.runtime_name in SLOW_TO_START and not self._spec.process.terminal:
+            self._feed = make_feed(self._bundle)
+            if self._feed is not None:
+                self._spawn()
+        from pylayers.container.spec import load_rules  # in the time that it takes to start
+
+        load_rules(self._spec.isolation, cgroup_limits=self._spec.runtime_limits)
+
+    def configure(self, spec: ContainerSpec) -> None:
+        """Make the configuration. Raises ContainerError, InvalidInput, NotFound, OSError."""
+        self._spec = spec
+        taken = [mount.target for mount in spec.mounts]
+        files = [file for file in self._files if file.target not in taken]
+        self._config = make_config(self._bundle, spec, [*files, *spec.mounts])
+        if self._feed is not None:
+            self._feed.prepare(encode_config(self._config))
+
+    def complete(self) -> Launched:
+        """Let the container start. Raises ContainerError with the runtime's words and docker's exit code, Unsupported.
+
+        Nothing of it is left on failure.
+        """
+        try:
+            if self._spec.process.terminal:
+                return _launch_terminal(self._directory, self._spec, self._config, self._client_in)
+            if self._spec.runtime_name == BUBBLEWRAP:
+                write_config(self._bundle, encode_config(self._config))
+                standard = self._streams.open(self._spec, self._client_in)
+                launched = _start_bubblewrap(self._directory, self._spec, self._config, standard, controlling=False)
+                return self._streams.give(launched)
+            if self._feed is not None:
+                self._feed.give()
+            else:
+                write_config(self._bundle, encode_config(self._config))
+                self._spawn()
+            runtime_pid, self._runtime_pid = self._runtime_pid, 0
+            return self._streams.give(_take(self._directory, self._spec, runtime_pid, self._stays, self._feed))
+        finally:
+            self._streams.close()
+            if self._feed is not None:
+                self._feed.close()
+
+    def _spawn(self) -> None:
+        standard = self._streams.open(self._spec, self._client_in)
+        command = runtime_command(self._directory, self._spec, detach=not self._stays)
+        self._runtime_pid = spawn(command, standard)
+        self._streams.close_given()
+
+    def abandon(self) -> None:
+        """End a runtime that waits for its configuration: the container is not to be."""
+        if self._runtime_pid:
+            os.kill(self._runtime_pid, signal.SIGKILL)
+            os.waitpid(self._runtime_pid, 0)
+            self._runtime_pid = 0
+            delete_from_runtime(self._directory, self._spec)
+        self._streams.close()
+        if self._feed is not None:
+            self._feed.close()
+            (self._bundle / CONFIG).unlink(missing_ok=True)
+
+
+class _Streams:
+    """The pipes of a container without a terminal: the ends that it is given, and ours."""
+
+    def __init__(self) -> None:
+        self._given: list[int] = []
+        self._outputs: dict[int, str] = {}
+        self._kept: tuple[int, ...] = ()
+
+    def open(self, spec: ContainerSpec, client_in: int) -> tuple[int, int, int]:
+        """Return descriptors for the container's 0, 1 and 2."""
+        stdin = client_in
+        if not spec.interactive:
+            stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._given.append(stdin)
+        elif client_in < 0:  # detached with -i: open, and silent
+            stdin, write_end = os.pipe()
+            self._given.append(stdin)
+            self._kept = (write_end,)
+        writers = []
+        for stream in ("stdout", "stderr"):
+            read_end, write_end = os.pipe()
+            self._outputs[read_end] = stream
+            self._given.append(write_end)
+            writers.append(write_end)
+        return stdin, writers[0], writers[1]
+
+    def give(self, launched: Launched) -> Launched:
+        """Hand our ends over."""
+        launched.streams, self._outputs = self._outputs, {}
+        launched.kept, self._kept = self._kept, ()
+        return launched
+
+    def close_given(self) -> None:
+        """Close the ends that the container has by now."""
+        while self._given:
+            os.close(self._given.pop())
+
+    def close(self) -> None:
+        """Close what is still here."""
+        self.close_given()
+        for descriptor in (*self._outputs, *self._kept):
+            os.close(descriptor)
+        self._outputs, self._kept = {}, ()
+
+
 def runtime_call(directory: Path, spec: ContainerSpec) -> list[str]:
     """Return the start of a runtime's command line; its state lies in the container's own directory."""
     log = str(directory / "runtime.log")
     return [*spec.runtime, "--root", str(directory / "runtime"), "--log", log, "--log-format", "json"]
 
 
-def launch(directory: Path, spec: ContainerSpec, client_in: int, *, attached: bool = False) -> Launched:
-    """Write the bundle and start it. The root file system is mounted at bundle/rootfs.
-
-    attached: the runtime may stay as the container's parent, which saves its second call, to delete the container.
-    Raises ContainerError with the runtime's words and docker's exit code, Unsupported, InvalidInput, OSError.
-    """
-    (directory / "runtime.log").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        remove_tree(directory / "runtime")
-    config = _write_bundle(directory, spec)
-    if spec.process.terminal:
-        return _launch_terminal(directory, spec, config, client_in)
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
-    stdin, kept = _standard_input(spec, client_in)
-    try:
-        stays = attached and not spec.interactive
-        launched = _start(directory, spec, config, (stdin, out_write, err_write), None, stays=stays)
-    except BaseException:
-        for descriptor in (out_read, err_read, *kept):
-            os.close(descriptor)
-        raise
-    finally:
-        for descriptor in (out_write, err_write) if stdin == client_in else (out_write, err_write, stdin):
-            os.close(descriptor)
-    launched.streams = {out_read: "stdout", err_read: "stderr"}
-    launched.kept = kept
-    return launched
+def runtime_command(directory: Path, spec: ContainerSpec, *, detach: bool, console: str | None = None) -> list[str]:
+    """Return the command line that runs a container."""
+    command = [*runtime_call(directory, spec), "run", *(["--detach"] if detach else [])]
+    command += ["--bundle", str(directory / "bundle"), "--pid-file", str(directory / "bundle" / "pid")]
+    return [*command, *(["--console-socket", console] if console else []), spec.id]
 
 
-def _standard_input(spec: ContainerSpec, client_in: int) -> tuple[int, tuple[int, ...]]:
-    if spec.interactive and client_in >= 0:
-        return client_in, ()
-    if spec.interactive:  # detached with -i: open, and silent
-        read_end, write_end = os.pipe()
-        return read_end, (write_end,)
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), ()
+def _hostname(spec: ContainerSpec) -> str:
+    return spec.isolation.hostname or spec.id[:12]
 
 
-def _write_bundle(directory: Path, spec: ContainerSpec) -> dict[str, Any]:
-    bundle = directory / "bundle"
-    hostname = spec.isolation.hostname or spec.id[:12]
-    taken = [mount.target for mount in spec.mounts]
-    mounts = [*write_network_files(directory, spec.isolation, hostname, taken), *spec.mounts]
+def make_config(bundle: Path, spec: ContainerSpec, mounts: Sequence[ContainerMount]) -> dict[str, Any]:
+    """Return a container's config.json."""
+    from pylayers.container.spec import build_config
+
     root_fd = os.open(bundle / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         config = build_config(
@@ -119,8 +234,7 @@ def _write_bundle(directory: Path, spec: ContainerSpec) -> dict[str, Any]:
         os.close(root_fd)
     settings = config["process"]["env"]
     if not any(setting.startswith("HOSTNAME=") for setting in settings):
-        settings.append(f"HOSTNAME={hostname}")
-    write_config(bundle, config)
+        settings.append(f"HOSTNAME={_hostname(spec)}")
     return config
 
 
@@ -130,20 +244,21 @@ def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any
     if client_in >= 0 and (rows_columns := size(client_in)):
         # From the start: a program may ask before the terminal has come to us.
         config["process"]["consoleSize"] = {"height": rows_columns[0], "width": rows_columns[1]}
-        write_config(directory / "bundle", config)
+    write_config(directory / "bundle", encode_config(config))
     if spec.runtime_name == BUBBLEWRAP:
         master, slave = os.openpty()
         if client_in >= 0:
             copy_size(client_in, master)
         try:
-            launched = _start(directory, spec, config, (slave, slave, slave), None, controlling=True)
+            launched = _start_bubblewrap(directory, spec, config, (slave, slave, slave), controlling=True)
         finally:
             os.close(slave)
     else:
         console = ConsoleSocket(str(directory / "bundle"))
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            launched = _start(directory, spec, config, (nothing, nothing, nothing), console.path)
+            command = runtime_command(directory, spec, detach=True, console=console.path)
+            launched = _take(directory, spec, spawn(command, (nothing, nothing, nothing)), False, None)
             master = console.receive()
         finally:
             os.close(nothing)
@@ -154,28 +269,12 @@ def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any
     return launched
 
 
-def _start(
-    directory: Path,
-    spec: ContainerSpec,
-    config: dict[str, Any],
-    standard: tuple[int, int, int],
-    console: str | None,
-    *,
-    controlling: bool = False,
-    stays: bool = False,
-) -> Launched:
-    if spec.runtime_name == BUBBLEWRAP:
-        return _start_bubblewrap(directory, spec, config, standard, controlling=controlling)
+def _take(directory: Path, spec: ContainerSpec, runtime_pid: int, stays: bool, feed: Feed | None) -> Launched:
+    """Wait for a runtime to start its container. Raises ContainerError."""
     pid_file = directory / "bundle" / "pid"
-    pid_file.unlink(missing_ok=True)
-    command = [*runtime_call(directory, spec), "run", *([] if stays else ["--detach"])]
-    command += ["--bundle", str(directory / "bundle"), "--pid-file", str(pid_file)]
-    command += [*(["--console-socket", console] if console else []), spec.id]
-    runtime_pid = spawn(command, standard)
-    if stays:
-        found = _await_pid(runtime_pid, pid_file)
-        if found is not None:
-            return Launched(found, runtime_pid, os.pidfd_open(runtime_pid), _open_process(found))
+    found = _await_pid(runtime_pid, pid_file, feed) if stays or feed is not None else None
+    if stays and found is not None:
+        return Launched(found, runtime_pid, os.pidfd_open(runtime_pid), _open_process(found))
     _, status = os.waitpid(runtime_pid, 0)
     if status != 0 or not pid_file.exists():
         error = runtime_error(directory / "runtime.log", spec.process.arguments[0])
@@ -186,19 +285,19 @@ def _start(
     return Launched(pid, pid, os.pidfd_open(pid))
 
 
-def _await_pid(runtime_pid: int, pid_file: Path) -> int | None:
+def _await_pid(runtime_pid: int, pid_file: Path, feed: Feed | None) -> int | None:
     """Wait until a runtime has written the container's pid; None when it ends without one."""
     descriptor = os.pidfd_open(runtime_pid)
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while True:
-            ended = bool(poll.poll(PID_POLL_MS))
-            with contextlib.suppress(FileNotFoundError):
-                if content := pid_file.read_text():
-                    return int(content)
-            if ended:
-                return None
+        with Notice(pid_file.parent, descriptor) as notice:
+            ended = False
+            while True:
+                with contextlib.suppress(FileNotFoundError):
+                    if content := pid_file.read_text():
+                        return int(content)
+                if ended:
+                    return None
+                ended = notice.wait(LOOK_MS if feed is None or feed.advance() else FEED_POLL_MS)
     finally:
         os.close(descriptor)
 
@@ -273,6 +372,13 @@ def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bo
 
 
 def delete_from_runtime(directory: Path, spec: ContainerSpec) -> None:
+    """Let the runtime forget a container that has ended, and remove what is left of the runtime's state."""
+    forget_in_runtime(directory, spec)
+    with contextlib.suppress(OSError):
+        remove_tree(directory / "runtime")
+
+
+def forget_in_runtime(directory: Path, spec: ContainerSpec) -> None:
     """Let the runtime forget a container that has ended (its cgroups with it)."""
     if spec.runtime_name != BUBBLEWRAP and (directory / "runtime" / spec.id).exists():
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -281,5 +387,3 @@ def delete_from_runtime(directory: Path, spec: ContainerSpec) -> None:
             os.waitpid(spawn(command, (nothing, nothing, nothing)), 0)
         finally:
             os.close(nothing)
-    with contextlib.suppress(OSError):
-        remove_tree(directory / "runtime")

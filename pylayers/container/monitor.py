@@ -19,9 +19,11 @@ from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.container.bundle import runtime_error
-from pylayers.container.launch import Launched, delete_from_runtime, launch
+from pylayers.container.launch import Launch, Launched, delete_from_runtime, forget_in_runtime
 from pylayers.container.logs import LogWriter
+from pylayers.container.order import Orders, Withdrawn
 from pylayers.container.record import (
+    CONFIG,
     EXIT,
     EXITED,
     LOG,
@@ -36,7 +38,6 @@ from pylayers.container.record import (
     timestamp,
     write_state,
 )
-from pylayers.container.spec import forbids_devices
 from pylayers.errors import Conflict, PylayersError, translate_os_error
 from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
@@ -54,7 +55,13 @@ class Monitor:
     """Hold one run of a container from start to removal."""
 
     def __init__(
-        self, directory: Path, spec: ContainerSpec, status_fd: int, lock_fd: int, client: tuple[int, int, int]
+        self,
+        directory: Path,
+        spec: ContainerSpec,
+        status_fd: int,
+        lock_fd: int,
+        client: tuple[int, int, int],
+        orders: Orders | None = None,
     ) -> None:
         self.directory = directory
         self.status_fd = status_fd
@@ -62,6 +69,7 @@ class Monitor:
         self.client_in, *outputs = client
         self.client_out = {"stdout": outputs[0], "stderr": outputs[1]}
         self.spec = spec
+        self.orders = orders
         self.root = directory / "bundle" / "rootfs"
         self.log = LogWriter(directory / LOG)
         self.launched: Launched | None = None
@@ -70,16 +78,11 @@ class Monitor:
     def run(self) -> None:
         """Start the container, report, and stay until it has ended."""
         try:
-            shut = forbids_devices(self.spec.isolation, cgroup_limits=self.spec.runtime_limits)
-            snapshot_mount.mount(self.spec.rootfs, self.root, nodev=shut, volatile=self.spec.remove_on_exit)
-            self.mounted = True
-            try:
-                self.launched = launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
-            except BaseException:
-                self._unmount()
-                raise
+            self.launched = self._launch()
         except OSError as error:
             raise translate_os_error(error, f"start container {self.spec.id[:12]}") from error
+        if is_over(self.launched.first_pidfd):
+            self._end_first()
         state = State(
             status=RUNNING,
             pid=self.launched.pid,
@@ -92,7 +95,8 @@ class Monitor:
         (self.directory / EXIT).write_bytes(b"")
         write_state(self.directory, state)
         os.close(self.lock_fd)
-        self.report({"started": state.pid, "monitor": os.getpid()})
+        if not self._is_attached() or self.launched.terminal is not None:  # who is attached waits for the end anyway
+            self.report({"started": state.pid, "monitor": os.getpid()})
         try:
             self._pump(self.launched)
             code = self._wait(self.launched)
@@ -100,6 +104,30 @@ class Monitor:
             self.log.close()
             self.launched.close()
         self._finish(state, code)
+
+    def _launch(self) -> Launched:
+        """Start the container; on failure nothing of it runs or is mounted."""
+        launch = Launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
+        try:
+            launch.prepare()
+            if self.orders is not None:
+                self.orders.await_soon()
+            launch.begin()
+            if self.orders is not None:
+                self.spec = self.orders.spec()
+            from pylayers.container.spec import forbids_devices
+
+            shut = forbids_devices(self.spec.isolation, cgroup_limits=self.spec.runtime_limits)
+            snapshot_mount.mount(self.spec.rootfs, self.root, nodev=shut, volatile=self.spec.remove_on_exit)
+            self.mounted = True
+            launch.configure(self.spec)
+            if self.orders is not None:
+                self.orders.await_go()
+            return launch.complete()
+        except BaseException:
+            launch.abandon()
+            self._unmount()
+            raise
 
     def _is_attached(self) -> bool:
         return max(self.client_out.values()) >= 0
@@ -131,7 +159,7 @@ class Monitor:
                         open_streams.discard(descriptor)
                 elif descriptor == launched.first_pidfd:
                     poll.unregister(descriptor)
-                    self._unmount()  # while the runtime, which waits for it, removes its cgroups
+                    self._end_first()
                 elif descriptor == launched.pidfd:
                     poll.unregister(descriptor)
                     alive = False
@@ -142,6 +170,12 @@ class Monitor:
                 else:
                     poll.unregister(descriptor)
                     self._forget_client(poll, launched)
+
+    def _end_first(self) -> None:
+        """Begin to clear away, while the runtime, which waited for the first process, removes its cgroups."""
+        if self.mounted:
+            self._unmount()
+            self.report({"over": True})
 
     def _copy(self, descriptor: int, stream: str) -> bool:
         try:
@@ -187,7 +221,8 @@ class Monitor:
         error = runtime_error(self.directory / "runtime.log", self.spec.process.arguments[0]) if code else None
         if error is not None:
             code = error.exit_code
-        delete_from_runtime(self.directory, self.spec)
+        # Of one that removes itself the rest goes with the directory.
+        (forget_in_runtime if self.spec.remove_on_exit else delete_from_runtime)(self.directory, self.spec)
         self._unmount()
         if not self.spec.remove_on_exit:
             ended = replace(state, status=EXITED, pid=0, exit_code=code, finished=timestamp(), error=str(error or ""))
@@ -210,7 +245,9 @@ class Monitor:
         self.mounted = False
 
     def fail(self, error: PylayersError) -> None:
-        """Record and report that the container could not be started."""
+        """Record and report that the container could not be started, once it is recorded itself. Raises Withdrawn."""
+        if self.orders is not None:
+            self.orders.await_go()
         code = error.exit_code if error.exit_code in (125, 126, 127) else 125
         self.log.close()
         if self.spec.remove_on_exit:
@@ -221,6 +258,24 @@ class Monitor:
             state = recorded_state(self.directory)
             write_state(self.directory, replace(state, exit_code=code, error=str(error)))
         self.report({"error": error.message, "hint": error.hint, "exit_code": code})
+
+
+    def withdraw(self) -> None:
+        """Leave nothing of a container that its caller has given up, but a whole one that is not to remove itself."""
+        from pylayers.container.remove import delete_directory
+
+        self.log.close()
+        if self.spec.remove_on_exit or not (self.directory / CONFIG).exists():
+            delete_directory(self.directory)
+
+
+def is_over(pidfd: int) -> bool:
+    """Tell whether a process has ended; -1 is none."""
+    if pidfd < 0:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def await_exit(pid: int) -> int:
@@ -254,14 +309,19 @@ def watch(
     client: tuple[int, int, int],
     *,
     leave: bool = True,
+    orders_fd: int = -1,
 ) -> int:
-    """Leave the caller (a second fork), then watch; return the process's exit status."""
+    """Leave the caller (a second fork), then watch; return the process's exit status.
+
+    orders_fd: spec isn't all yet, see ahead.
+    """
     if leave and os.fork():
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     sysmount.become_subreaper()
-    monitor = Monitor(directory, spec, status_fd, lock_fd, client)
+    orders = Orders(orders_fd) if orders_fd >= 0 else None
+    monitor = Monitor(directory, spec, status_fd, lock_fd, client, orders)
 
     def resized(*_: object) -> None:
         if monitor.launched is not None:
@@ -269,10 +329,13 @@ def watch(
 
     signal.signal(signal.SIGWINCH, resized)
     try:
-        monitor.run()
-    except PylayersError as error:
-        monitor.fail(error)
-        return 1
+        try:
+            monitor.run()
+        except PylayersError as error:
+            monitor.fail(error)
+            return 1
+    except Withdrawn:
+        monitor.withdraw()
     return 0
 
 

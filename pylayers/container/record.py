@@ -105,6 +105,22 @@ def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
+def make_directory(directory: Path) -> None:
+    """Make the directory of a container to be; without config.json it is none yet. Raises OSError."""
+    (directory / "bundle" / "rootfs").mkdir(parents=True, mode=0o700, exist_ok=True)
+    (directory / LOG).touch(mode=0o640)
+
+
+def check_spec(spec: ContainerSpec) -> ContainerSpec:
+    """Return a new container's spec, dated. Raises InvalidInput (restart policies)."""
+    if spec.restart_policy not in ("no", ""):
+        raise InvalidInput(
+            f"restart policy {spec.restart_policy!r}: pylayers has no daemon that could restart containers",
+            hint="use --restart no, and let a service manager such as systemd restart it",
+        )
+    return spec if spec.created else replace(spec, created=timestamp())
+
+
 def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
     """Write a new container; it isn't started. Return its spec, dated. Crash-safe: config.json is written last.
 
@@ -112,19 +128,12 @@ def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
 
     Raises AlreadyExists, InvalidInput (restart policies), NoSpace, PermissionDenied.
     """
-    if spec.restart_policy not in ("no", ""):
-        raise InvalidInput(
-            f"restart policy {spec.restart_policy!r}: pylayers has no daemon that could restart containers",
-            hint="use --restart no, and let a service manager such as systemd restart it",
-        )
-    if not spec.created:
-        spec = replace(spec, created=timestamp())
+    spec = check_spec(spec)
     try:
-        (directory / "bundle" / "rootfs").mkdir(parents=True, mode=0o700, exist_ok=True)
+        make_directory(directory)
         if (directory / CONFIG).exists():
             raise AlreadyExists(f"container {spec.id[:12]} already exists")
         write_state(directory, State())
-        (directory / LOG).touch(mode=0o640)
         write_atomically(directory / CONFIG, spec_to_json(spec), durable=not spec.remove_on_exit)
     except OSError as error:
         raise translate_os_error(error, f"create container {spec.id[:12]}") from error

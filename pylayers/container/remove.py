@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+from pylayers.container.feed import wake_reader
 from pylayers.container.launch import delete_from_runtime
 from pylayers.container.record import CONFIG, RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.errors import Conflict, translate_os_error
@@ -40,10 +41,18 @@ def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
 
 def clean_leftovers(directory: Path, spec: ContainerSpec) -> None:
     """Unmount and forget what a monitor that died has left; the container itself isn't running."""
+    wake_reader(directory / "bundle")
     for point in snapshot_mount.mount_points_below(directory):
         snapshot_mount.unmount(point, detach=True)
     if (directory / "runtime").exists():
         delete_from_runtime(directory, spec)
+
+
+def delete_unmade(directory: Path) -> None:
+    """Delete the directory of what isn't a container yet, with what a monitor that was started ahead has left."""
+    for point in snapshot_mount.mount_points_below(directory):
+        snapshot_mount.unmount(point, detach=True)
+    delete_directory(directory)
 
 
 def delete_directory(directory: Path) -> None:
@@ -55,6 +64,7 @@ def delete_directory(directory: Path) -> None:
         raise Conflict(f"{directory} has something mounted in it")
     try:
         (directory / CONFIG).unlink(missing_ok=True)
+        wake_reader(directory / "bundle")
         rootfs = directory / "bundle" / "rootfs"
         if rootfs.exists():
             os.rmdir(rootfs)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pylayers.container.bubblewrap import bubblewrap_arguments
-from pylayers.container.bundle import minimal_environment, runtime_error, write_config
+from pylayers.container.bundle import encode_config, minimal_environment, runtime_error, write_config
 from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.network import write_network_files
 from pylayers.container.runtime import Runtime
@@ -138,7 +138,7 @@ def _mounted(rootfs: Sequence[Mount], root: Path, shut: bool) -> Iterator[tuple[
 
 def _remove_bundle(folder: Path) -> None:
     """Delete the bundle's files one by one: were rootfs still mounted, a recursive delete would empty the snapshot."""
-    for name in ("config.json", "resolv.conf", "hosts", "hostname", "log.json"):
+    for name in ("config.json", ".config.json", "resolv.conf", "hosts", "hostname", "log.json"):
         (folder / name).unlink(missing_ok=True)
     for path in (folder / "rootfs", folder):
         with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ class _Run:
     def _command(self) -> list[str]:
         if not self.runtime.oci:
             return [*self.runtime.command, *bubblewrap_arguments(self.config, self.folder / "rootfs")]
-        write_config(self.folder, self.config)
+        write_config(self.folder, encode_config(self.config))
         return [*self._runtime_call(), "run", "--bundle", str(self.folder), self.run_id]
 
     def _runtime_call(self) -> list[str]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import gc
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pylayers
-from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked
-from pylayers.container.remove import clean_leftovers
+from pylayers.container.ahead import Ahead
+from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked, recorded_state
+from pylayers.container.spawn import attached_streams, reap_monitor, spawn_monitor
 from pylayers.container.stop import send_signal
-from pylayers.errors import Conflict, ContainerError, NotFound, translate_os_error
-from pylayers.thread import is_alone, is_main
+from pylayers.errors import Conflict, ContainerError, NotFound
+from pylayers.thread import is_main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,14 +31,38 @@ def start(
     stdout_fd: int = 1,
     stderr_fd: int = 2,
     when_over: Callable[[], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> int | None:
     """Start a created or ended container; a running one is left as it is. Returns once it runs.
 
     attach=True passes its output (and with an interactive spec its input) and returns its exit code; signals that this
     process gets meanwhile go to the container. when_over is called when such a one has ended and is unmounted, beside
-    the monitor, which removes the directory of a --rm container. Raises ContainerError (125, 126, 127), NotFound,
-    Conflict.
+    the runtime, which removes its cgroups, and the monitor, which removes the directory of a --rm container. ahead is
+    its monitor where that was begun while it was made. Raises ContainerError (125, 126, 127), NotFound, Conflict.
     """
+    begun = _begin(directory, attach, (stdin_fd, stdout_fd, stderr_fd)) if ahead is None or not ahead.begun else ahead
+    if begun is None:
+        return None
+    # Handlers first: the container can say that it is ready before we have read that it was started.
+    with _forwarding(directory) if attach else contextlib.nullcontext():
+        spec, status_fd, child = begun.go() if isinstance(begun, Ahead) else begun
+        reports = _Reports(status_fd)
+        try:
+            first = _check_started(directory, spec, reports.next(), reports)
+            if not attach:
+                return None
+            with _client_terminal(stdin_fd, spec.interactive and spec.process.terminal, first):
+                return _await_end(reports, spec, first, when_over)
+        finally:
+            os.close(status_fd)
+            if child and reports.ended:
+                reap_monitor(child)
+
+
+def _begin(directory: Path, attach: bool, client: tuple[int, int, int]) -> tuple[ContainerSpec, int, int] | None:
+    """Start the monitor; return the spec, the monitor's reports and its pid. None for a container that runs."""
+    from pylayers.container.remove import clean_leftovers
+
     spec = load_spec(directory)
     with locked(directory) as lock_fd:
         if load_state(directory).status == RUNNING:
@@ -51,137 +72,30 @@ def start(
                 )
             return None
         clean_leftovers(directory, spec)
-        client = (stdin_fd if attach and spec.interactive else -1, *((stdout_fd, stderr_fd) if attach else (-1, -1)))
-        status_fd, child = _spawn_monitor(directory, spec, lock_fd, client, stays=attach)
-    reports = _Reports(status_fd)
-    try:
-        if not attach:
-            _check_started(directory, reports)
-            return None
-        # Handlers first: the container can say that it is ready before we have read that it was started.
-        with _forwarding(directory):
-            monitor_pid = _check_started(directory, reports)
-            with _client_terminal(stdin_fd, spec.interactive and spec.process.terminal, monitor_pid):
-                ended = reports.next()
-                if ended is None or "exit" not in ended:
-                    raise ContainerError(
-                        f"the monitor of container {spec.id[:12]} was killed", hint=f"pylayers inspect {spec.id[:12]}"
-                    )
-                if when_over is not None:
-                    when_over()
-                reports.next()  # until it has left
-    finally:
-        os.close(status_fd)
-        if child and reports.ended:
-            os.waitpid(child, 0)
+        return spec, *spawn_monitor(directory, spec, lock_fd, attached_streams(client, spec, attach), stays=attach)
+
+
+def _await_end(
+    reports: _Reports, spec: ContainerSpec, first: dict[str, Any], when_over: Callable[[], None] | None
+) -> int:
+    ended = reports.next() if "started" in first else first
+    over = ended is not None and "over" in ended
+    if over:
+        if when_over is not None:
+            when_over()
+        ended = reports.next()
+    if ended is None or "exit" not in ended:
+        raise _killed(spec)
+    if not over and when_over is not None:
+        when_over()
+    reports.next()  # until it has left
     return int(ended["exit"])
 
 
-def _spawn_monitor(
-    directory: Path, spec: ContainerSpec, lock_fd: int, client: tuple[int, ...], *, stays: bool
-) -> tuple[int, int]:
-    """Start the monitor, and return the read end of its reports and its pid where it is our child, else 0.
-
-    stays: we wait for its end, so it may be our child, which saves a fork.
-    """
-    child = 0
-    read_end, write_end = os.pipe()
-    copies: list[int] = []
-    try:
-        # The monitor has its own 0, 1 and 2.
-        for descriptor in client:
-            copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor >= 0 else -1)
-        if is_alone():
-            child = _fork_monitor(directory, spec, write_end, lock_fd, copies, leave=not stays)
-        else:  # a fork would copy locks that other threads hold
-            _execute_monitor(directory, write_end, lock_fd, copies)
-    except OSError as error:
-        os.close(read_end)
-        raise translate_os_error(error, "start the container's monitor") from error
-    finally:
-        for descriptor in (write_end, *(copy for copy in copies if copy >= 0)):
-            os.close(descriptor)
-    return read_end, child
-
-
-def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
-    import subprocess
-
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
-    # -S: the monitor needs the standard library and this package only, and starts in half the time.
-    command = [sys.executable, "-S", "-m", "pylayers.container.monitor", str(directory.absolute())]
-    with (directory / "monitor.log").open("wb") as log:
-        child = subprocess.Popen(
-            [*command, str(write_end), str(lock_fd), *map(str, copies)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[write_end, lock_fd, *(copy for copy in copies if copy >= 0)],
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
-    child.wait()  # it forks at once and leaves
-
-
-def _fork_monitor(
-    directory: Path, spec: ContainerSpec, write_end: int, lock_fd: int, copies: list[int], *, leave: bool
-) -> int:
-    """Fork the monitor: a third of the time that a new interpreter takes.
-
-    leave makes it a grandchild, and 0 is returned; else its pid, for the caller to wait for.
-    """
-    # Before the fork, as whoever forks once may do so again: the modules, and what they keep of the seccomp profile.
-    from pylayers.container import monitor
-    from pylayers.container.spec import load_rules
-
-    load_rules(spec.isolation, cgroup_limits=spec.runtime_limits)
-    descriptors = (write_end, lock_fd, (copies[0], copies[1], copies[2]))
-    log_fd = os.open(directory / "monitor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                _leave_caller(log_fd, {write_end, lock_fd, *copies})
-                status = monitor.watch(directory.absolute(), spec, *descriptors, leave=leave)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        if leave:
-            os.waitpid(child, 0)
-        return 0 if leave else child
-    finally:
-        os.close(log_fd)
-
-
-def _leave_caller(log_fd: int, kept: set[int]) -> None:
-    """Give up everything of the process that was forked from: session, directory, descriptors, signal handlers.
-
-    Its objects stay unused until the end: collecting them would close descriptors whose numbers are others' by now.
-    """
-    gc.disable()
-    gc.freeze()
-    os.setsid()
-    os.chdir("/")
-    for number in range(1, signal.NSIG):
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    null_fd = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null_fd, 0)
-    os.dup2(log_fd, 1)
-    os.dup2(log_fd, 2)
-    low = 3
-    for descriptor in (*sorted(descriptor for descriptor in kept if descriptor >= 3), 1 << 20):
-        os.closerange(low, descriptor)
-        low = descriptor + 1
-    # What the process had buffered is its own to write.
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+def _killed(spec: ContainerSpec) -> ContainerError:
+    return ContainerError(
+        f"the monitor of container {spec.id[:12]} was killed", hint=f"pylayers inspect {spec.id[:12]}"
+    )
 
 
 class _Reports:
@@ -205,9 +119,14 @@ class _Reports:
         return report
 
 
-def _check_started(directory: Path, reports: _Reports) -> int:
-    report = reports.next()
+def _check_started(
+    directory: Path, spec: ContainerSpec, report: dict[str, Any] | None, reports: _Reports
+) -> dict[str, Any]:
+    """Return the monitor's first report, unless that is of a failure."""
     if report is None:
+        with contextlib.suppress(NotFound):
+            if recorded_state(directory).status == RUNNING:
+                raise _killed(spec)
         try:
             reason = (directory / "monitor.log").read_text(errors="replace").strip().rpartition("\n")[2]
         except OSError:
@@ -216,14 +135,15 @@ def _check_started(directory: Path, reports: _Reports) -> int:
     if "error" in report:
         reports.next()  # until it has left, as it may be our child
         raise ContainerError(report["error"], hint=report.get("hint"), exit_code=int(report["exit_code"]))
-    return int(report["monitor"])
+    return report
 
 
 @contextlib.contextmanager
-def _client_terminal(stdin_fd: int, wanted: bool, monitor_pid: int) -> Iterator[None]:
+def _client_terminal(stdin_fd: int, wanted: bool, started: dict[str, Any]) -> Iterator[None]:
     if not wanted or not os.isatty(stdin_fd):
         yield
         return
+    monitor_pid = int(started["monitor"])
     from pylayers.container.terminal import raw
 
     def resized(*_: object) -> None:

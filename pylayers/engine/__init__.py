@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +37,7 @@ class Engine:
         self._runtime_name = runtime or os.environ.get(RUNTIME_VARIABLE)
         self._driver: Snapshotter | None = None
         self._lock = allocate_lock()
+        self.when_closed: set[Callable[[], None]] = set()
 
     @classmethod
     def open(cls, root: Path | str | None = None, *, driver: str | None = None, runtime: str | None = None) -> Engine:
@@ -129,7 +131,10 @@ class Engine:
         return self.system.collect()
 
     def close(self) -> None:
-        """Close the driver and the store."""
+        """Close the driver and the store, and do what was put off until then."""
+        if not self.store.ends_with_process:
+            for put_off in self.when_closed:
+                put_off()
         self.close_driver()
         self.store.close()
 

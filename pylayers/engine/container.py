@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, Any
 
+    from pylayers.container.ahead import Ahead
     from pylayers.container.logs import LogRecord
     from pylayers.diff.compare import PathChange
     from pylayers.engine import Engine
@@ -101,41 +102,70 @@ class ContainerActions:
 
     def start(self, name: str) -> None:
         """Start a container in the background. Raises ContainerError (125, 126, 127)."""
+        self._start(self._directory(name))
+
+    def _start(self, directory: Path, **given: Any) -> int | None:
+        from pylayers.container.spawn import reap_monitors
         from pylayers.container.start import start
 
-        start(self._directory(name))
+        self._engine.when_closed.add(reap_monitors)
+        return start(directory, **given)
 
     def attach(self, name: str) -> int:
         """Start a container in the foreground, with this process's streams, and return its exit code."""
-        from pylayers.container.start import start
-
         directory = self._directory(name)
-        spec = record.load_spec(directory)
+        return self._attach(directory, record.load_spec(directory), None)
 
+    def _attach(self, directory: Path, spec: ContainerSpec, ahead: Ahead | None) -> int:
         def forget() -> None:
             self._forget(spec.id, durable=False)
 
+        over = forget if spec.remove_on_exit else None
         try:
-            return start(directory, attach=True, when_over=forget if spec.remove_on_exit else None) or 0
+            return self._start(directory, attach=True, when_over=over, ahead=ahead) or 0
         except BaseException:
             if spec.remove_on_exit and not directory.exists():
                 self._discard(spec.id, durable=False)
             raise
 
     def run(
-        self, image: str, command: Sequence[str] = (), options: ContainerOptions | None = None, *, detach: bool = False
+        self,
+        image: str,
+        command: Sequence[str] = (),
+        options: ContainerOptions | None = None,
+        *,
+        detach: bool = False,
+        when_made: Callable[[Container], None] | None = None,
     ) -> tuple[Container, int | None]:
-        """Create and start a container; without detach, wait for it and return its exit code as well."""
-        container = self.create(image, command, options)
-        try:
-            if detach:
-                self.start(container.id)
-                return container, None
-            return container, self.attach(container.id)
-        except BaseException:
-            if options is not None and options.remove and self._stopped(container.id):
-                self._discard(container.id)
-            raise
+        """Create and start a container; without detach, wait for it and return its exit code as well.
+
+        when_made is called before it starts. One with `remove` that fails to start is removed.
+        """
+        from pylayers.container.ahead import Ahead
+        from pylayers.engine.create import early_spec, make_container, new_id
+
+        options, container_id = options or ContainerOptions(), new_id()
+        directory, runtime = self._parent / container_id, self._engine.runtime()
+        with Ahead(attach=not detach) as ahead:
+            ahead.begin(directory, early_spec(container_id, runtime, options))
+            self.reap()
+            spec = make_container(
+                self._engine, image, command, options,
+                discard=self._discard, runtime=runtime, container_id=container_id, ahead=ahead,
+            )  # fmt: skip
+            container = view(spec, State())
+            try:
+                if when_made is not None:
+                    when_made(container)
+                if detach:
+                    self._start(directory, ahead=ahead)
+                    return container, None
+                return container, self._attach(directory, spec, ahead)
+            except BaseException:
+                ahead.withdraw()
+                if options.remove and self._stopped(container.id):
+                    self._discard(container.id)
+                raise
 
     def _stopped(self, container_id: str) -> bool:
         try:
@@ -174,11 +204,11 @@ class ContainerActions:
 
     def _discard(self, container_id: str, *, keep_volumes: bool = False, durable: bool = True) -> None:
         """Remove what is left of a container: directory, snapshot, anonymous volumes, record."""
-        from pylayers.container.remove import delete_directory
+        from pylayers.container.remove import delete_unmade
 
         directory = self._parent / container_id
         if directory.exists() and not is_made(directory):
-            delete_directory(directory)
+            delete_unmade(directory)
         elif directory.exists():
             self._remove_made(directory)
         self._forget(container_id, keep_volumes=keep_volumes, durable=durable)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pylayers.container import record
-from pylayers.container.isolation import mount_from_request
+from pylayers.container.isolation import Process, mount_from_request
 from pylayers.container.record import ContainerSpec
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
 from pylayers.engine.name import check_name, invent_name
@@ -21,63 +21,107 @@ from pylayers.store.holder import ContainerRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pylayers.container.ahead import Ahead
+    from pylayers.container.runtime import Runtime
     from pylayers.engine import Engine
     from pylayers.engine.container import ContainerOptions
 
 
 def make_container(
-    engine: Engine, image: str, command: Sequence[str], options: ContainerOptions, *, discard: Callable[[str], None]
+    engine: Engine,
+    image: str,
+    command: Sequence[str],
+    options: ContainerOptions,
+    *,
+    discard: Callable[[str], None],
+    runtime: Runtime | None = None,
+    container_id: str = "",
+    ahead: Ahead | None = None,
 ) -> ContainerSpec:
-    """Make a container; discard takes away what is there of it when that fails. Its errors are those of `create`."""
+    """Make a container; discard takes away what is there of it when that fails. Its errors are those of `create`.
+
+    ahead is its monitor where that was begun, under container_id; it is told the spec before the container is recorded.
+    """
     storage_options, size_limit_bytes = read_storage_options(options.storage_options)
     found = find_image(engine.store, image)
-    container_id = os.urandom(32).hex()
+    container_id = container_id or new_id()
     name = check_name(options.name) if options.name else invent_name(
         lambda wanted: engine.store.metadata.containers.find(wanted) is not None
     )
     plan = plan_mounts(options.volumes, options.mounts, options.tmpfs, found.config.config.volumes)
     process = make_process(found, command, options)
-    runtime = engine.runtime()
-    with engine.store.lease("create") as lease:
-        lease.hold("blob", found.digest)
-        lease.hold("snapshot", container_id)
-        engine.store.metadata.containers.add(
-            ContainerRecord(container_id, name, found.digest, None, time.time_ns()), durable=not options.remove
-        )
-        try:
-            spec = ContainerSpec(
-                id=container_id,
-                name=name,
-                process=process,
-                rootfs=(),
-                runtime=runtime.command,
-                runtime_name=runtime.name,
-                runtime_limits=runtime.limits,
-                image=image,
-                image_digest=found.digest,
-                snapshot_key=container_id,
-                isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
-                interactive=options.interactive,
-                stop_signal=options.stop_signal or found.config.config.stop_signal or "SIGTERM",
-                stop_timeout_seconds=choose_timeout(options, found),
-                remove_on_exit=options.remove,
-                storage_options=storage_options,
-                size_limit_bytes=size_limit_bytes,
-                labels=tuple({**found.config.config.labels, **options.labels}.items()),
-            )
-            return _fill(engine, spec, found, plan)
-        except BaseException:
-            discard(container_id)
-            raise
+    runtime = runtime or engine.runtime()
+    spec = ContainerSpec(
+        id=container_id,
+        name=name,
+        process=process,
+        rootfs=(),
+        runtime=runtime.command,
+        runtime_name=runtime.name,
+        runtime_limits=runtime.limits,
+        image=image,
+        image_digest=found.digest,
+        snapshot_key=container_id,
+        isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
+        interactive=options.interactive,
+        stop_signal=options.stop_signal or found.config.config.stop_signal or "SIGTERM",
+        stop_timeout_seconds=choose_timeout(options, found),
+        remove_on_exit=options.remove,
+        storage_options=storage_options,
+        size_limit_bytes=size_limit_bytes,
+        labels=tuple({**found.config.config.labels, **options.labels}.items()),
+    )
+    if ahead is not None:
+        ahead.expect()
+    try:
+        with engine.store.lease("create", settled=False) as lease:
+            lease.hold("blob", found.digest)
+            lease.hold("snapshot", container_id)
+            row = ContainerRecord(container_id, name, found.digest, None, time.time_ns())
+            if options.name:  # a taken one is refused before anything is made
+                engine.store.metadata.containers.add(row, durable=not options.remove)
+            spec = _fill(engine, spec, found, plan)
+            if ahead is not None:
+                ahead.tell(spec)
+            if not options.name:
+                engine.store.metadata.containers.add(row, durable=not options.remove)
+            return record.create(engine.store.directory("containers") / container_id, spec)
+    except BaseException:
+        if ahead is not None:
+            ahead.withdraw()
+        discard(container_id)
+        raise
+
+
+def new_id() -> str:
+    """Return an id for a container."""
+    return os.urandom(32).hex()
+
+
+def early_spec(container_id: str, runtime: Runtime, options: ContainerOptions) -> ContainerSpec:
+    """Return what is known of a container before its image is looked at: enough for its monitor to be begun."""
+    return ContainerSpec(
+        id=container_id,
+        name="",
+        process=Process(arguments=(), terminal=options.terminal),
+        rootfs=(),
+        runtime=runtime.command,
+        runtime_name=runtime.name,
+        runtime_limits=runtime.limits,
+        isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
+        interactive=options.interactive,
+        remove_on_exit=options.remove,
+    )
 
 
 def _fill(engine: Engine, spec: ContainerSpec, image: Image, plan: MountPlan) -> ContainerSpec:
-    """Prepare a container's snapshot and volumes, and write its directory."""
+    """Prepare a container's snapshot and volumes; return its spec with them."""
     driver = engine.driver()
     chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
-    driver.prepare(spec.id, chain, lasting=not spec.remove_on_exit)
-    limit_snapshot(driver, spec.id, spec.size_limit_bytes)
-    rootfs = driver.mounts(spec.id)
+    rootfs = driver.prepare(spec.id, chain, lasting=not spec.remove_on_exit)
+    if spec.size_limit_bytes:
+        limit_snapshot(driver, spec.id, spec.size_limit_bytes)
+        rootfs = driver.mounts(spec.id)
     made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
     fill_volumes(lambda: [engine.store.layers.open(diff_id) for diff_id in image.config.diff_ids], made)
     mounts = tuple(
@@ -89,4 +133,4 @@ def _fill(engine: Engine, spec: ContainerSpec, image: Image, plan: MountPlan) ->
     spec = replace(
         spec, rootfs=tuple(rootfs), driver=driver.name, mounts=mounts, volumes=names, anonymous_volumes=anonymous
     )
-    return record.create(engine.store.directory("containers") / spec.id, spec)
+    return record.check_spec(spec)

@@ -128,9 +128,9 @@ class Lease:
             raise InvalidInput(f"a lease holds a layer, blob or snapshot, not a {kind!r}")
         if not self.open:
             raise InvalidInput(f"the lease for {self.purpose!r} has ended")
-        if kind == "snapshot":  # drivers prune theirs without the collect lock
-            self.settle()
-        elif self._note_unsettled(kind, name):
+        if self._note_unsettled(kind, name):
+            if kind == "snapshot":  # drivers prune theirs without the collect lock
+                self.settle()
             return
         with self._admit():
             self._leases.hold(self.id, kind, name)

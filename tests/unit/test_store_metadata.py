@@ -304,3 +304,22 @@ def test_a_new_database_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert errors == []
+
+
+@pytest.mark.parametrize("first_is_durable", [True, False])
+def test_a_log_begun_without_a_flush_is_a_log(store: Store, first_is_durable: bool) -> None:
+    path = store.metadata.path
+    store.metadata.close()  # the last one of all takes the log away
+    log = path.with_name(f"{path.name}-wal")
+    assert not log.exists()
+    one, other = Database(path), Database(path)
+    insert = "INSERT INTO lease VALUES(?, 'test', 'owner', 1, 1)"
+    for database, row in ((one, "a"), (other, "b"), (one, "c")):
+        assert database.execute(insert, (row,), durable=first_is_durable and row == "a") == 1
+        assert database.read("PRAGMA synchronous") == [(2,)]
+    assert log.stat().st_size > 0
+    rows = "SELECT id FROM lease WHERE purpose='test' ORDER BY id"
+    assert other.read(rows) == [("a",), ("b",), ("c",)]
+    for database in (one, other):
+        database.close()
+    assert Database(path).read(rows) == [("a",), ("b",), ("c",)]
