@@ -105,7 +105,7 @@ class Trees:
             self.store.metadata.chains.set_tree_digest(chain, digest)
             return digest
 
-    def record(self, diff_ids: tuple[str, ...]) -> None:
+    def record(self, diff_ids: tuple[str, ...], *, durable: bool = True) -> None:
         """Write a chain and those below it to the database where they are missing."""
         if diff_ids and self.store.metadata.chains.get(chain_id(diff_ids)) is None:
-            self.store.metadata.chains.add_stack(diff_ids)
+            self.store.metadata.chains.add_stack(diff_ids, durable=durable)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pylayers.errors import InvalidInput, Unsupported
 from pylayers.record import record
-from pylayers.volume.parse import MountRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.volume.parse import MountRequest
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_SIZE_BYTES = 64 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
-from pylayers.image.view import Image, find_image, list_names, load_image, read_children
+from pylayers.image.view import Image, find_image, list_names, list_own_names, load_image, read_children
 from pylayers.oci.config import ImageConfig, RunConfig
 from pylayers.oci.reference import Reference
 from pylayers.record import record as make_record
@@ -93,9 +93,10 @@ class ImageActions:
         from pylayers.build.state import Trees
 
         store = self._engine.store
-        Trees(store).record(state.diff_ids)  # its tree digest is taken by the first build that asks for it
+        # Its tree digest is taken by the first build that asks for it. The image's transaction comes next, and flushes.
+        Trees(store).record(state.diff_ids, durable=False)
         made = store_state(self._engine, state, None if name is None else str(name))
-        return self.get(made.digest)
+        return load_image(store, made.digest, list_own_names(store, made.digest))
 
     def get(self, name: str) -> Image:
         """Return an image by name, digest or id prefix. Raises NotFound."""

@@ -53,8 +53,7 @@ def store_image(
         if name is not None:
             store.metadata.references.set(name, digest)
         return AssembledImage(digest, manifest.config.digest, existed=True)
-    store.blobs.put(config.to_json())
-    store.blobs.put(manifest.to_json())
+    store.blobs.put_all((config.to_json(), manifest.to_json()))
     made = ImageRecord(
         digest=digest,
         config_digest=manifest.config.digest,
@@ -62,8 +61,5 @@ def store_image(
         size_bytes=sum(layer.size_bytes for layer in manifest.layers),
         built_ns=time.time_ns(),
     )
-    with store.metadata.transaction():  # one flush for both
-        store.metadata.images.add(made)
-        if name is not None:
-            store.metadata.references.set(name, digest)
+    store.metadata.add_image(made, name)
     return AssembledImage(digest, manifest.config.digest, existed=False)

@@ -38,6 +38,7 @@ MAKING = ".making-"
 REMOVING = ".removing-"
 PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:@+=,")
 LONGEST_NAME_BYTES = 4096
+LONGEST_PLAIN_BYTES = 200  # of a file name that stands for a key
 RECORD_FILE = "snapshot.json"
 UNPACKING = "unpack-"  # how the keys of snapshots begin that are of no use to anybody but their maker
 VERSION_FILE = "version"
@@ -364,9 +365,11 @@ def escape(name: str) -> str:
     raw = name.encode("utf-8", "surrogateescape")
     if not raw or len(raw) > LONGEST_NAME_BYTES or b"\0" in raw:
         raise InvalidInput(f"a snapshot key has 1 to {LONGEST_NAME_BYTES} bytes and no NUL: {name[:80]!r}")
+    if PLAIN_BYTES.issuperset(raw) and len(raw) <= LONGEST_PLAIN_BYTES:
+        return name
     plain = "".join(chr(byte) if byte in PLAIN_BYTES or (byte == 46 and at) else f"%{byte:02x}"
                     for at, byte in enumerate(raw))  # fmt: skip
-    return plain if len(plain) <= 200 else "%%" + hex_of(raw)
+    return plain if len(plain) <= LONGEST_PLAIN_BYTES else "%%" + hex_of(raw)
 
 
 def explain_version(root: Path) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
 from pylayers.record import record
-from pylayers.snapshot.backing import refuse_backing
 from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
 from pylayers.store.file import remove_tree
@@ -229,6 +228,8 @@ def _status(root: Path, name: str, scratch: Path) -> DriverStatus:
 
 
 def _probe(name: str, scratch: Path) -> Probe:
+    from pylayers.snapshot.backing import refuse_backing
+
     refused = refuse_backing(name, scratch)
     return Probe(False, refused) if refused else load_implementation(name).probe(scratch)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -72,7 +72,7 @@ class BlobWriter:
         self, store: BlobStore, scratch: Path, expected_digest: str | None, size_bytes: int | None, lease: Lease | None
     ) -> None:
         self._store = store
-        self._scratch = scratch
+        self.scratch = scratch
         self._expected = expected_digest
         self._limit = size_bytes
         self._lease = lease
@@ -95,6 +95,15 @@ class BlobWriter:
 
     def commit(self) -> str:
         """Verify, make durable and visible; return the digest. Raises IntegrityError when size or digest differ."""
+        found = self.flush()
+        with translating("store a blob"):
+            self._store._adopt(self.scratch, found, self._lease)
+            self._store.sync()
+        self.drop()
+        return found
+
+    def flush(self) -> str:
+        """Verify and make the bytes durable, where nobody sees them yet; return the digest. Raises as commit."""
         if self._descriptor < 0:
             raise InvalidInput("a blob can be committed once")
         found = f"sha256:{self._hasher.hexdigest()}"
@@ -104,8 +113,6 @@ class BlobWriter:
             raise IntegrityError(f"the content's digest is {found}, not {self._expected}")
         with translating("store a blob"):
             os.fsync(self._descriptor)
-            self._store._adopt(self._scratch, found, self._lease)
-        self.drop()
         return found
 
     def drop(self) -> None:
@@ -113,7 +120,7 @@ class BlobWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            self._scratch.unlink(missing_ok=True)
+            self.scratch.unlink(missing_ok=True)
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -186,16 +193,33 @@ class BlobStore:
     @translates("store a blob")
     def put(self, content: bytes, *, lease: Lease | None = None) -> str:
         """Store bytes and return their digest; bytes that are already stored are not written again."""
-        digest = digest_of(content)
+        return self.put_all((content,), lease=lease)[0]
+
+    @translates("store blobs")
+    def put_all(self, contents: Sequence[bytes], *, lease: Lease | None = None) -> list[str]:
+        """Store several blobs as put does: all are written before the first flush, and one flush takes all names."""
+        digests = [digest_of(content) for content in contents]
+        with ExitStack() as stack:
+            writers: list[tuple[str, BlobWriter]] = []
+            for digest, content in zip(digests, contents, strict=True):
+                if not self._holds(digest, content, lease):
+                    writer = stack.enter_context(self.ingest(digest, len(content), lease=lease))
+                    writer.write(content)
+                    writers.append((digest, writer))
+            for _, writer in writers:
+                writer.flush()
+            for digest, writer in writers:
+                self._adopt(writer.scratch, digest, lease)
+            if writers:
+                self.sync()
+        return digests
+
+    def _holds(self, digest: str, content: bytes, lease: Lease | None) -> bool:
         with self._admit("blob", digest, lease):
             try:
-                if self.path(digest).read_bytes() == content:
-                    return digest
+                return self.path(digest).read_bytes() == content
             except FileNotFoundError:
-                pass
-        with self.ingest(digest, len(content), lease=lease) as writer:
-            writer.write(content)
-            return writer.commit()
+                return False
 
     @translates("delete a blob")
     def delete(self, digest: str) -> None:
@@ -215,4 +239,7 @@ class BlobStore:
         with self._admit("blob", digest, lease):
             # rename replaces an equal blob, and heals a damaged one.
             os.rename(scratch, self.path(digest))
-            sync_path(self._directory)
+
+    def sync(self) -> None:
+        """Make the names of blobs durable."""
+        sync_path(self._directory)

@@ -13,7 +13,7 @@ from pylayers.record import field, record
 from pylayers.store.database import Database
 from pylayers.store.holder import ContainerRecord, Containers
 from pylayers.store.lease import Leases
-from pylayers.store.mirror import Mirror
+from pylayers.store.mirror import Mirror, write_rows
 from pylayers.store.step import StepRecord, Steps
 
 TYPE_CHECKING = False
@@ -64,8 +64,13 @@ class References:
         """Let a name stand for a manifest or index; durable on return."""
         check_digest(digest)
         with self._database.write() as connection:
-            self.mirror.write(name, {"name": name, "digest": digest})
+            self.mirror.write(name, self.row(name, digest))
             connection.execute("INSERT OR REPLACE INTO reference VALUES(?, ?)", (name, digest))
+
+    @staticmethod
+    def row(name: str, digest: str) -> dict[str, Any]:
+        """Return what a name's mirror holds."""
+        return {"name": name, "digest": digest}
 
     def delete(self, name: str) -> None:
         """Remove a name. Raises NotFound."""
@@ -104,15 +109,8 @@ class Images:
         """Add or replace an image; durable on return."""
         for digest in (record.digest, record.config_digest, *record.diff_ids):
             check_digest(digest)
-        row = {
-            "digest": record.digest,
-            "config_digest": record.config_digest,
-            "diff_ids": list(record.diff_ids),
-            "size_bytes": record.size_bytes,
-            "built_ns": record.built_ns,
-        }
         with self._database.write() as connection:
-            self.mirror.write(record.digest, row)
+            self.mirror.write(record.digest, self.row(record))
             connection.execute("DELETE FROM image WHERE digest=?", (record.digest,))
             connection.execute(
                 "INSERT INTO image VALUES(?, ?, ?, ?)",
@@ -122,6 +120,17 @@ class Images:
                 "INSERT INTO image_layer VALUES(?, ?, ?)",
                 [(record.digest, position, diff_id) for position, diff_id in enumerate(record.diff_ids)],
             )
+
+    @staticmethod
+    def row(record: ImageRecord) -> dict[str, Any]:
+        """Return what an image's mirror holds."""
+        return {
+            "digest": record.digest,
+            "config_digest": record.config_digest,
+            "diff_ids": list(record.diff_ids),
+            "size_bytes": record.size_bytes,
+            "built_ns": record.built_ns,
+        }
 
     def _load(self, rows: list[tuple[Any, ...]]) -> list[ImageRecord]:
         found = []
@@ -190,10 +199,13 @@ class Chains:
             (chain_id, parent_chain_id, diff_id, tree_digest),
         )
 
-    def add_stack(self, diff_ids: Sequence[str]) -> str:
-        """Add the chain of each prefix of a stack; return the whole stack's. One transaction."""
+    def add_stack(self, diff_ids: Sequence[str], *, durable: bool = True) -> str:
+        """Add the chain of each prefix of a stack; return the whole stack's. One transaction.
+
+        durable=False leaves the flush to a later transaction, such as the one that adds the image.
+        """
         parent: str | None = None
-        with self._database.write():
+        with self._database.write(durable=durable):
             for diff_id in diff_ids:
                 chain_id = extend_chain(parent, diff_id)
                 self.add(chain_id, parent, diff_id)
@@ -257,6 +269,17 @@ class Metadata:
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """Join the calls made inside the block into one transaction. Take no lock and hold no lease inside."""
         return self.database.write()
+
+    def add_image(self, record: ImageRecord, name: str | None) -> None:
+        """Add an image, and a name for it if one is given: one transaction, the flushes of both mirrors together."""
+        with self.transaction():
+            if name is not None:  # what finds its row written leaves it alone
+                mirrors = self.images.mirror, self.references.mirror
+                rows = self.images.row(record), self.references.row(name, record.digest)
+                write_rows(zip(mirrors, (record.digest, name), rows, strict=True))
+            self.images.add(record)
+            if name is not None:
+                self.references.set(name, record.digest)
 
     def resolve(self, name: str) -> ImageRecord | None:
         """Return the image for a full reference name, a digest, or a prefix of an image id."""

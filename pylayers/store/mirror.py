@@ -6,13 +6,13 @@ The database is the truth while it exists: the file is written first, the databa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pylayers.errors import InvalidInput
 from pylayers.oci.digest import hex_of
 from pylayers.oci.document import DOCUMENT_LIMIT_BYTES, Fields, decode, encode
-from pylayers.store.file import remove_file, translates, write_file
+from pylayers.store.file import remove_file, translates, write_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,14 +34,7 @@ class Mirror:
     @translates("write a record")
     def write(self, key: str, row: Mapping[str, object], *, durable: bool = True) -> None:
         """Write a row's file; an equal one is left alone. Without durable a power cut may lose or empty it."""
-        content = encode(dict(row))
-        path = self.path(key)
-        try:
-            if path.read_bytes() == content:
-                return
-        except FileNotFoundError:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(path, content, durable=durable)
+        write_rows(((self, key, row),), durable=durable)
 
     @translates("remove a record")
     def remove(self, key: str, *, durable: bool = True) -> None:
@@ -68,3 +61,19 @@ class Mirror:
                 yield path, None
                 continue
             yield path, Fields(fields, str(path))
+
+
+@translates("write a record")
+def write_rows(rows: Iterable[tuple[Mirror, str, Mapping[str, object]]], *, durable: bool = True) -> None:
+    """Write the files of several rows as Mirror.write does, their flushes together."""
+    changed: list[tuple[Path, bytes]] = []
+    for mirror, key, row in rows:
+        content = encode(dict(row))
+        path = mirror.path(key)
+        try:
+            if path.read_bytes() == content:
+                continue
+        except FileNotFoundError:
+            mirror.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        changed.append((path, content))
+    write_files(changed, durable=durable)

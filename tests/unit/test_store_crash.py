@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Callable
@@ -120,7 +121,28 @@ def test_blob_commit(tmp_path: Path) -> None:
     assert crash_everywhere(operation, inspect) > 8
 
 
-def test_reference_and_image(tmp_path: Path) -> None:
+def test_blobs_together(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    Store.open(root).close()
+    contents = (b"one", b"two", b"three")
+
+    def operation() -> None:
+        Store.open(root).blobs.put_all(contents)
+
+    def inspect(finished: bool) -> None:
+        with Store.open(root) as store:
+            found = {store.blobs.read(blob.digest, 100) for blob in store.blobs.walk()}
+            assert found <= set(contents)
+            assert not finished or found == set(contents)
+            for content in found:
+                store.blobs.delete(digest(content))
+        assert_tidy(root)
+
+    assert crash_everywhere(operation, inspect) > 16
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_reference_and_image(tmp_path: Path, together: bool) -> None:
     root = tmp_path / "root"
     with Store.open(root) as store:
         config, manifest = store.blobs.put(b"{}"), store.blobs.put(b"{ }")
@@ -130,6 +152,9 @@ def test_reference_and_image(tmp_path: Path) -> None:
 
     def operation() -> None:
         store = Store.open(root)
+        if together:
+            store.metadata.add_image(record, "docker.io/library/a:b")
+            return
         store.metadata.images.add(record)
         store.metadata.references.set("docker.io/library/a:b", manifest)
 
@@ -253,6 +278,18 @@ def test_files_are_synced_before_they_become_visible(tmp_path: Path, monkeypatch
         events.clear()
         store.blobs.put(b"x")
         assert events == ["sync blob", "rename blob", "sync sha256"]
+        events.clear()
+        config, manifest = store.blobs.put_all((b"y", b"x", b"z"))[::2]
+        assert events == ["sync blob", "sync blob", "rename blob", "rename blob", "sync sha256"]
+        events.clear()
+        store.blobs.put_all((b"y", b"z"))
+        assert events == []
+        store.metadata.add_image(ImageRecord(manifest, config, (), 5, 6), "docker.io/library/a:b")
+        keys = (manifest, "docker.io/library/a:b")
+        image, name = ("." + hashlib.sha256(key.encode()).hexdigest()[:40] for key in keys)
+        assert [event.removesuffix(event[-24:]) if "." in event else event for event in events] == [
+            f"sync {image}", f"sync {name}", f"rename {image}", f"rename {name}", "sync images", "sync refs",
+        ]  # fmt: skip
 
 
 def test_a_failed_sync_fails_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
