@@ -10,7 +10,6 @@ import lzma
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ import zstandard
 from pylayers.engine import Engine
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from tests.e2e.build_case import BASE, content, leftovers, make_tar, members, open_with_base, settle, statuses, write
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

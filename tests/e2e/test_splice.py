@@ -18,17 +18,11 @@ from pylayers.diff import resume, write
 from pylayers.engine import Engine
 from pylayers.store import Layer, splice, state
 from pylayers.store.layerstore import LayerStore
-from tests.e2e.build_case import content, open_with_base, settle, statuses
+from tests.e2e.build_case import content, settle, statuses
 from tests.e2e.inotify import Opened
 
 FILE_BYTES = 3 << 20
 pytestmark = pytest.mark.skipif(not sha256.is_fast(), reason="without SHA instructions no hash states are kept")
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture
