@@ -212,6 +212,24 @@ def test_not_root(box: Cli) -> None:
     assert look(box) == before
 
 
+@needs_root
+def test_a_read_only_root_is_told_as_one(cli: Cli) -> None:
+    """Who is root already isn't told to become it."""
+    place = cli.directory / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        cli.root = place / "root"
+        cli("import", "-", "base", input=small_tar())
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        told = cli("images", code=DENIED).stderr
+        assert "Read-only file system" in told
+        assert "read-write" in told
+        assert "run as root" not in told
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
 def test_a_damaged_tar_is_told_with_its_place(cli: Cli) -> None:
     content = bytearray(small_tar())
     content[1024 + 148 : 1024 + 156] = b"garbage!"  # the checksum of the third header
