@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,24 @@ def test_output_lines_carry_their_step(cli: Cli) -> None:
     done = cli("build", "-", input=b"FROM box\nRUN echo hello; touch /x\n")
     assert any(line.startswith("#2 ") and line.endswith(" hello") for line in done.stderr.splitlines())
     assert "#2 CACHED" in cli("build", "-", input=b"FROM box\nRUN echo hello; touch /x\n").stderr
+
+
+INTERRUPTED_IMPORT = """
+import sys
+from pylayers import cli
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["pylayers.cli.failure", "pylayers.cli.group"])
+def test_an_interrupt_while_modules_are_loaded_is_quiet(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, module, "images"], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_interrupted_build_leaves_with_130(cli: Cli) -> None:
