@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -109,7 +110,9 @@ def test_start_attached_again(cli: Cli) -> None:
     assert cli("start", "-a", "job", code=3).stdout == "again\n"
     assert cli("start", "-a", "job", code=3).stdout == "again\n"
     assert "Exited (3)" in cli.lines("ps", "-a")[1]
-    assert "Total containers removed: 1" in cli("container", "prune", "-f").stdout
+    told = cli("container", "prune", "-f").stdout
+    assert told.startswith("Deleted Containers:\n")
+    assert re.search(r"^Total reclaimed space: \d\S*B$", told, re.MULTILINE)
 
 
 def test_kill(cli: Cli) -> None:
