@@ -67,6 +67,7 @@ def copy_opened(
     if trees:  # none where wildcards matched nothing
         rows = lay_out(merged, trees, destination, given, session.epoch_s, instruction.span)
         made = store_rows(session, state, rows, session.cache.earlier(partial) if remembered else earlier)
+        del rows  # as large as the trees' tables, of which the digests below make copies
     # Of what was written, which an edit since the look-up may have made something else than what was looked up.
     inputs = [(input_name(tree), tree.digest(owner)) for tree in trees]
     key = copy_key(partial, inputs)
