@@ -86,6 +86,10 @@ def test_life_of_a_container(cli: Cli) -> None:
     assert row.startswith(container[:12])
     assert " Up " in row
     assert row.endswith("web")
+    told = cli("exec", "-w", "/not/there", "web", "true", code=127).stderr
+    assert told.endswith("hint: the working directory has to be there already\n")
+    told = cli("exec", "-u", "nobody-such", "web", "true", code=125).stderr
+    assert "hint: name one of the image's /etc/passwd" in told
     inside = cli("exec", "-e", "X=y", "-w", "/etc", "web", "sh", "-c", "echo $X $PWD; exit 5", code=5)
     assert inside.stdout == "y /etc\n"
     cli("create", "--name", "web", "box", "true", code=4)

@@ -19,6 +19,7 @@ from pylayers._native.mapguard import MapGuard
 from pylayers._native.tarscan import scan
 
 SIZE_BYTES = 1 << 20
+alone = pytest.mark.skipif("san.so" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has a handler of its own")
 PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -148,6 +149,7 @@ bare[5000]
 """
 
 
+@alone
 @pytest.mark.parametrize("way", ["beside", "closed", "faulthandler"])
 def test_other_reads_end_the_process_as_ever(tmp_path: Path, way: str) -> None:
     done = subprocess.run(
@@ -157,6 +159,7 @@ def test_other_reads_end_the_process_as_ever(tmp_path: Path, way: str) -> None:
     assert ("Fatal Python error: Bus error" in done.stderr) == (way == "faulthandler")
 
 
+@alone
 def test_the_handler_goes_with_the_last_guard(mapped: Mapped) -> None:
     """By what the kernel says is caught; pytest's faulthandler catches SIGBUS, too, unless it is turned off."""
     was_enabled = faulthandler.is_enabled()
