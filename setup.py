@@ -1,6 +1,7 @@
 """Compile the kernels: every pyx/NAME.pyx becomes pylayers._native.NAME.
 
-PYLAYERS_SANITIZE=1 builds them under ASan and UBSan; PYLAYERS_KERNELS=walk,tarscan builds only those.
+PYLAYERS_SANITIZE=address builds them under ASan and UBSan, =thread under TSan; PYLAYERS_KERNELS=walk,tarscan builds
+only those.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from setuptools import Extension, setup
 
 COMPILE = ["-O3", "-std=gnu11", "-fno-strict-aliasing", "-Wno-unused-function", "-D_GNU_SOURCE"]
 LINK: list[str] = ["-pthread"]
-if os.environ.get("PYLAYERS_SANITIZE"):
-    COMPILE = ["-O1", "-g", "-std=gnu11", "-fno-strict-aliasing", "-D_GNU_SOURCE",
-               "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-    LINK += ["-fsanitize=address,undefined"]
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+sanitizer = os.environ.get("PYLAYERS_SANITIZE")
+if sanitizer:
+    flags = SANITIZERS[sanitizer]
+    COMPILE = ["-O1", "-g", "-std=gnu11", "-fno-strict-aliasing", "-D_GNU_SOURCE", "-fno-omit-frame-pointer", *flags]
+    LINK += flags[:1]
 
 chosen = [name for name in os.environ.get("PYLAYERS_KERNELS", "").split(",") if name]
 sources = sorted(Path("pyx").glob("*.pyx"))

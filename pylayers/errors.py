@@ -144,7 +144,8 @@ class ContainerError(PylayersError):
 
 OS_ERRORS: tuple[tuple[type[PylayersError], tuple[int, ...], str | None], ...] = (
     (NoSpace, (errno.ENOSPC, errno.EDQUOT), "free space with: pylayers system prune"),
-    (PermissionDenied, (errno.EACCES, errno.EPERM, errno.EROFS), "run as root, or choose a root you own with --root"),
+    (PermissionDenied, (errno.EACCES, errno.EPERM), "run as root, or choose a root you own with --root"),
+    (PermissionDenied, (errno.EROFS,), "mount it read-write, or choose another place (for the root: --root)"),
     (NotFound, (errno.ENOENT, errno.ENOTDIR), None),
     (InvalidInput, (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), None),
     (AlreadyExists, (errno.EEXIST,), None),

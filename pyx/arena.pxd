@@ -1,13 +1,37 @@
 # cython: language_level=3
-"""Memory that grows and is freed at once (inline-only): pointers from an arena stay valid until it is freed."""
-from libc.stdlib cimport free, malloc, realloc
+"""Memory that grows and is freed at once (inline-only): pointers from an arena stay valid until it is freed.
+
+Its chunks are mappings, so that they go back to the machine when they are freed. malloc keeps blocks of this size for
+itself in a process that has freed a larger one before (M_MMAP_THRESHOLD is dynamic).
+"""
+from libc.stdlib cimport realloc
 from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdlib.h>
+    #include <sys/mman.h>
+    #ifdef __SANITIZE_ADDRESS__      /* which sees the ends of blocks that it has given alone */
+    static inline void *take_pages(size_t size) { return malloc(size); }
+    static inline void give_pages(void *pages, size_t size) { free(pages); }
+    #else
+    static inline void *take_pages(size_t size) {
+        void *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return pages == MAP_FAILED ? NULL : pages;
+    }
+    static inline void give_pages(void *pages, size_t size) { munmap(pages, size); }
+    #endif
+    """
+    void* take_pages(size_t size) nogil
+    void give_pages(void* pages, size_t size) nogil
 
 cdef enum:
     ARENA_CHUNK_BYTES = 1 << 18
 
 cdef struct chunk_t:
     chunk_t* next
+    size_t capacity
 
 cdef struct arena_t:
     chunk_t* chunk
@@ -24,10 +48,11 @@ cdef inline void* arena_take(arena_t* arena, size_t size) noexcept nogil:
     size = (size + 7) & ~<size_t>7 if size else 8
     if size > arena.left:
         capacity = ARENA_CHUNK_BYTES if size <= ARENA_CHUNK_BYTES // 4 else size + sizeof(chunk_t)
-        chunk = <chunk_t*>malloc(capacity)
+        chunk = <chunk_t*>take_pages(capacity)
         if chunk == NULL:
             return NULL
         chunk.next = arena.chunk
+        chunk.capacity = capacity
         arena.chunk = chunk
         if capacity != ARENA_CHUNK_BYTES:  # a big block of its own; the current chunk is given up only when small
             taken = <char*>chunk + sizeof(chunk_t)
@@ -53,7 +78,7 @@ cdef inline void arena_free(arena_t* arena) noexcept nogil:
     cdef chunk_t* following
     while chunk != NULL:
         following = chunk.next
-        free(chunk)
+        give_pages(chunk, chunk.capacity)
         chunk = following
     arena.chunk = NULL
     arena.left = 0

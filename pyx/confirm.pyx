@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset, strerror
 from entry cimport FLAG_HARDLINK, entry_t
 from gather cimport AT_EMPTY_PATH, item_t, stat_item
 from remember cimport S_IFMT, S_IFREG, table_ok
-from thread cimport count_up, pthread_create, pthread_join, pthread_t
+from thread cimport count_up, load_int, pthread_create, pthread_join, pthread_t
 
 cdef extern from "<sys/vfs.h>":
     struct statfs_t "statfs":
@@ -83,7 +83,7 @@ cdef void* run(void* given) noexcept nogil:
     cdef confirm_t* state = <confirm_t*>given
     cdef size_t at, end
     cdef int found, place
-    while not state.differs:
+    while not load_int(&state.differs):
         at = <size_t>(count_up(&state.taken) - 1) * BLOCK_ROWS
         if at >= state.count:
             break
@@ -136,12 +136,12 @@ cdef class Confirmation:
         """Work until nothing is left to begin with, and tell whether the tree has its shape as far as it was seen."""
         with nogil:
             run(&self.state)
-        return self.state.differs == 0
+        return load_int(&self.state.differs) == 0
 
     @property
     def changed(self):
         """The rows of plain files that have another stat, in no order; None where more than that differs."""
-        if self.state.differs:
+        if load_int(&self.state.differs):
             return None
         return PyBytes_FromStringAndSize(
             <const char*>self.state.changed, <Py_ssize_t>(self.state.changes * sizeof(uint32_t))

@@ -22,7 +22,7 @@ from restore cimport finish_named, finish_open, restore_t
 from spancopy cimport copier_t
 from thread cimport (
     pthread_cond_broadcast, pthread_cond_t, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock,
+    pthread_mutex_unlock, store_int,
 )
 from xattr cimport xattr_read, xattr_read_open, xattr_scratch_t
 
@@ -102,7 +102,7 @@ cdef inline int fail(worker_t* worker, const path_t* path, int failure) noexcept
     cdef copy_t* copy = worker.copy
     pthread_mutex_lock(&copy.lock)
     if copy.error == 0:
-        copy.error = failure
+        store_int(&copy.error, failure)
         copy.failed = path
     pthread_cond_broadcast(&copy.wake)
     pthread_cond_broadcast(&copy.linked)

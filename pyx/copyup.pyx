@@ -18,7 +18,7 @@ from spancopy cimport copier_t, copy_span
 from thread cimport (
     count_processors, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_join,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, pthread_t, start_quiet,
-    wait_for,
+    store_int, wait_for,
 )
 from treecopy cimport BUFFER_BYTES, run, start_worker, stop_worker
 
@@ -128,7 +128,7 @@ cdef int run_workers(copy_t* copy, worker_t* workers, int threads) except -1:
         with nogil:
             pthread_mutex_lock(&copy.lock)
             if copy.running and copy.error == 0:
-                copy.error = GIVEN_UP
+                store_int(&copy.error, GIVEN_UP)
             pthread_cond_broadcast(&copy.wake)
             pthread_cond_broadcast(&copy.linked)
             pthread_mutex_unlock(&copy.lock)

@@ -64,14 +64,13 @@ cdef int read_headers(scan_t* scan, split_t* split) noexcept nogil:
     return 0
 
 
-def scan(tar, max_entries: int = 10_000_000, helper_first: bool = False) -> tuple:
-    """Read every header of a mapped tar and return (records, heap) in component order."""
+cdef tuple read_table(tar, max_entries, bint first, int* threads, size_t* taken):
+    """Read a tar's headers; tell by how many threads, and how many rows are the helper's."""
     cdef scan_t state
     cdef split_t split
     cdef resolve_t resolved
     cdef Py_buffer view
     cdef int status
-    cdef bint first
     cdef bytearray table = bytearray()
     memset(&state, 0, sizeof(scan_t))
     memset(&split, 0, sizeof(split_t))
@@ -79,7 +78,6 @@ def scan(tar, max_entries: int = 10_000_000, helper_first: bool = False) -> tupl
     memset(&resolved, 0, sizeof(resolve_t))
     if not 1 <= max_entries < 0xFFFFFFFFLL:
         raise ValueError("max_entries must be between 1 and 4294967294")
-    first = helper_first
     state.max_entries = max_entries
     state.listing.table = <void*> table
     state.listing.ordered = True
@@ -98,6 +96,8 @@ def scan(tar, max_entries: int = 10_000_000, helper_first: bool = False) -> tupl
                     start_split(&split, &state, first)
                 status = read_headers(&state, &split)
                 call_back(&split)
+                threads[0] = 1 + split.started
+                taken[0] = split.taken
             if status == 0:
                 status = settle_rows(&resolved)
         if status < 0:
@@ -115,3 +115,17 @@ def scan(tar, max_entries: int = 10_000_000, helper_first: bool = False) -> tupl
         release(&state.map)
         release(&state.heap)
         release(&state.aside)
+
+
+def scan(tar, max_entries: int = 10_000_000) -> tuple:
+    """Read every header of a mapped tar and return (records, heap) in component order."""
+    cdef int threads
+    cdef size_t taken
+    return read_table(tar, max_entries, False, &threads, &taken)
+
+
+def scan_split(tar, max_entries: int = 10_000_000, helper_first: bool = False) -> tuple:
+    """Scan, and tell how: return (records, heap, threads, rows that the second one read)."""
+    cdef int threads = 1
+    cdef size_t taken = 0
+    return (*read_table(tar, max_entries, helper_first, &threads, &taken), threads, taken)

@@ -59,6 +59,8 @@ cdef struct split_t:
     size_t reached            # by the first thread, as last told; the length: it needs nothing more
     pthread_t thread
     bint running
+    bint started              # it has run, or still does
+    size_t taken              # rows of the scan that are the helper's
 
 cdef inline void ask_ahead(const scan_t* scan, const uint8_t* block) noexcept nogil:
     """Have the next header fetched while this one is read, if its size field is where it will be."""
@@ -184,7 +186,7 @@ cdef inline void start_split(split_t* split, const scan_t* scan, bint first) noe
     if first:
         help_out(split)
     else:
-        split.running = start_quiet(&split.thread, help_out, split) == 0
+        split.started = split.running = start_quiet(&split.thread, help_out, split) == 0
 
 cdef inline void call_back(split_t* split) noexcept nogil:
     """Have the helper end, and wait for it: what it has read is the first thread's now."""
@@ -240,8 +242,10 @@ cdef inline int meet(split_t* split, scan_t* scan) noexcept nogil:
         piece = &split.pieces[split.count - 1]
         if piece.start > scan.at:
             break
-        if may_take(scan, piece) and take_piece(scan, &split.scan, piece) < 0:
-            return -1
+        if may_take(scan, piece):
+            if take_piece(scan, &split.scan, piece) < 0:
+                return -1
+            split.taken += piece.last.rows - piece.first.rows
         split.count -= 1
     split.lowest = split.pieces[split.count - 1].start if split.count else <size_t> -1
     return 0

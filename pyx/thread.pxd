@@ -34,6 +34,8 @@ cdef extern from *:
     }
     #define count_down(counter) __atomic_sub_fetch(counter, 1, __ATOMIC_ACQ_REL)
     #define count_up(counter) __atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL)
+    #define load_int(place) __atomic_load_n(place, __ATOMIC_ACQUIRE)
+    #define store_int(place, value) __atomic_store_n(place, value, __ATOMIC_RELEASE)
     """
     ctypedef struct pthread_t:
         pass
@@ -60,3 +62,5 @@ cdef extern from *:
     int pthread_cond_destroy(pthread_cond_t* wake) nogil
     int count_down(int* counter) nogil
     int count_up(int* counter) nogil
+    int load_int(const int* place) nogil
+    void store_int(int* place, int value) nogil

@@ -18,7 +18,7 @@ from copyentry cimport (
 )
 from fileat cimport DT_REG, SYS_getdents64, fstat
 from thread cimport (
-    CLONE_FS, count_down, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_mutex_lock,
+    CLONE_FS, count_down, load_int, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_mutex_lock,
     pthread_mutex_unlock, umask, unshare,
 )
 from xattr cimport xattr_start, xattr_stop
@@ -54,7 +54,7 @@ cdef inline int copy_listing(worker_t* worker, directory_t** made) noexcept nogi
             at += record_bytes
             if name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0)):
                 continue
-            if worker.copy.error:  # read without the lock: seen a little later at worst
+            if load_int(&worker.copy.error):  # without the lock: seen a little later at worst
                 return GIVEN_UP
             failure = copy_entry(worker, name, is_regular, made)
             if failure == GIVEN_UP:
@@ -93,7 +93,7 @@ cdef inline int visit(worker_t* worker, directory_t* directory, directory_t** ma
 cdef inline int finish_above(worker_t* worker, directory_t* directory) noexcept nogil:
     """Finish the directories for which this one was the last they waited for; 0 or an error that is noted."""
     cdef int failure
-    if directory.waiting:
+    if load_int(&directory.waiting):
         directory = directory if count_down(&directory.waiting) == 0 else NULL
     else:
         directory = directory.parent

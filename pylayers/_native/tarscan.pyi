@@ -7,7 +7,7 @@ class TarFormatError(ValueError):
 
     def __init__(self, message: str, offset: int) -> None: ...
 
-def scan(tar: _Buffer, max_entries: int = 10_000_000, helper_first: bool = False) -> tuple[bytearray, bytearray]:
+def scan(tar: _Buffer, max_entries: int = 10_000_000) -> tuple[bytearray, bytearray]:
     """Read every header of a mapped tar and return (records, heap) in component order.
 
     ustar, PAX (global and per file, SCHILY.xattr.*, GNU.sparse.* 0.0, 0.1 and 1.0), GNU long names and links,
@@ -23,6 +23,14 @@ def scan(tar: _Buffer, max_entries: int = 10_000_000, helper_first: bool = False
     Bounds: max_entries rows, 4095 bytes a path, 1 MiB a PAX header or GNU long name, a heap of 8 times the tar
     and 64 MiB. A missing end mark is accepted at a block boundary, anything after one ignored.
     Never reads outside the buffer. Releases the GIL. A tar of 8 MiB or more is read by two threads where the process
-    may use two processors; what is returned or raised is the same. helper_first has the second thread's part, at any
-    size, done before the first's: for tests, whatever the timing.
+    may use two processors; what is returned or raised is the same.
+    """
+
+def scan_split(
+    tar: _Buffer, max_entries: int = 10_000_000, helper_first: bool = False
+) -> tuple[bytearray, bytearray, int, int]:
+    """Scan, and tell how: return (records, heap, threads, rows that the second one read).
+
+    For tests: what `scan` does, with helper_first at any size and whatever the timing, as the second thread's part is
+    then done before the first's (by one thread).
     """

@@ -190,7 +190,12 @@ def shown_in(content: bytes) -> Iterator[None]:
 
 
 def locate_dockerfile(options: BuildOptions) -> Path:
-    """Return where the Dockerfile is to be; `dockerfile` serves where there is no `Dockerfile`, as in docker."""
+    """Return where the Dockerfile is to be; `dockerfile` serves where there is no `Dockerfile`, as in docker.
+
+    Raises NotFound where the context is not there.
+    """
+    if not options.context.exists():
+        raise NotFound(f"unable to prepare context: path {str(options.context)!r} not found")
     if options.dockerfile is not None:
         return options.dockerfile
     path, lower = options.context / "Dockerfile", options.context / "dockerfile"

@@ -11,14 +11,18 @@ from pylayers.thread import is_alone
 # A short command frees nothing worth collecting, and a long one spends its memory in the kernels: collections while
 # the modules are loaded would cost a tenth of an unchanged rebuild.
 GARBAGE_THRESHOLD = 100_000
+INTERRUPT_EXIT_CODE = 130
 
 
 def main() -> None:
     """Run this process's command line and end it with the exit code."""
     gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
-    from pylayers.cli.failure import discard, run
+    try:
+        from pylayers.cli.failure import discard, run
 
-    code = run(sys.argv[1:])
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before run() could look for it
+        os._exit(INTERRUPT_EXIT_CODE)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

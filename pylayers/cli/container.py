@@ -250,7 +250,8 @@ def prune(session: Session, force: bool) -> None:
     if not force:
         confirm(["WARNING! This will remove all stopped containers."], "container prune")
     with session.open() as engine:
+        freed_bytes = engine.system.container_usage().reclaimable_bytes
         removed = engine.containers.prune()
     if removed:
         click.echo("Deleted Containers:\n" + "\n".join(removed) + "\n")
-    click.echo(f"Total containers removed: {len(removed)}")
+    click.echo(f"Total reclaimed space: {show_size(freed_bytes)}")

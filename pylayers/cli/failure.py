@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from pylayers.cli import INTERRUPT_EXIT_CODE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TextIO
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "pylayers"
 USAGE_EXIT_CODE = 2
-INTERRUPT_EXIT_CODE = 130
 BROKEN_PIPE_EXIT_CODE = 141
 COMPLETE_VARIABLE = "_PYLAYERS_COMPLETE"
 
@@ -176,7 +177,7 @@ def warn(message: str) -> None:
 def printable(text: str) -> str:
     """Replace what would steer a terminal; line ends become blanks."""
     joined = " ".join(text.splitlines())
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in joined)
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in joined)
 
 
 def show_tail(error: BuildError) -> None:

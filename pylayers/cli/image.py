@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,11 @@ def rmi(session: Session, names: tuple[str, ...], force: bool) -> int:
         return perform_each(names, remove)
 
 
+def list_removed(untagged: Sequence[str], deleted: Sequence[str]) -> list[str]:
+    """Return the lines by which a prune names what it removed."""
+    return [*(f"untagged: {familiar(name)}" for name in untagged), *(f"deleted: {digest}" for digest in deleted)]
+
+
 def show_removal(removal: Removal) -> None:
     """Print what was removed."""
     for reference in removal.untagged:
@@ -195,9 +201,7 @@ def prune(session: Session, everything: bool, force: bool) -> None:
     with session.open() as engine:
         removal = engine.images.prune(everything=everything)
     if removal.untagged or removal.deleted:
-        click.echo("Deleted Images:")
-        show_removal(removal)
-        click.echo()
+        click.echo("Deleted Images:\n" + "\n".join(list_removed(removal.untagged, removal.deleted)) + "\n")
     click.echo(f"Total reclaimed space: {show_size(removal.freed_bytes)}")
 
 

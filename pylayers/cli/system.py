@@ -115,11 +115,13 @@ def prune(session: Session, everything: bool, volumes: bool, force: bool) -> Non
         lines.append(unused if everything else "all dangling images")
         lines.append("all build cache")
         confirm(["WARNING! This will remove:", *(f"  - {line}" for line in lines), ""], "system prune")
+    from pylayers.cli.image import list_removed
+
     with session.open() as engine:
         result = engine.system.prune(everything=everything, volumes=volumes)
     for title, names in (
         ("Deleted Containers", result.containers),
-        ("Deleted Images", result.images),
+        ("Deleted Images", list_removed(result.untagged, result.images)),
         ("Deleted Volumes", result.volumes),
     ):
         if names:

@@ -53,6 +53,8 @@ def runtime_error(log: Path, command: str) -> ContainerError | None:
     exit_code, hint = 125, None
     if re.search(_NOT_FOUND, message, re.IGNORECASE):
         exit_code, hint = 127, f"is {command} in the image, and its interpreter or loader with it?"
+        if "chdir to cwd" in message:
+            hint = "the working directory has to be there already"
     elif re.search(_NOT_EXECUTABLE, message, re.IGNORECASE):
         exit_code, hint = 126, f"is {command} executable, and built for this machine?"
     return ContainerError(f"cannot run {command}: {message}", hint=hint, exit_code=exit_code)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OCI_VERSION = "1.0.2"
+LEAST_MEMORY_BYTES = 6 << 20  # docker's
 CPU_PERIOD_US = 100_000
 
 
@@ -234,6 +235,8 @@ def _resources(isolation: Isolation, cgroup_limits: bool) -> dict[str, Any]:
         return {}
     resources: dict[str, Any] = {"devices": device_rules(privileged=isolation.privileged)}
     if isolation.memory_bytes is not None:
+        if isolation.memory_bytes < LEAST_MEMORY_BYTES:  # the runtime itself needs some to begin with
+            raise InvalidInput("minimum memory limit allowed is 6MB")
         resources["memory"] = {"limit": isolation.memory_bytes}
     if isolation.cpus is not None:
         if not math.isfinite(isolation.cpus) or isolation.cpus <= 0:

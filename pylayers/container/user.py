@@ -32,7 +32,7 @@ def resolve_user(root_fd: int, given: str) -> User:
     try:
         passwd = read_beneath(root_fd, "etc/passwd", FILE_LIMIT_BYTES) or b""
         # The group file can be large and matters only for a name or a user with an entry.
-        uid, gid, home, login = _find_user(passwd, name or "0", given)
+        uid, gid, home, login = _find_user(passwd, name or "0")
         if colon and group:
             groups: tuple[int, ...] = ()
             gid = _find_group(read_beneath(root_fd, "etc/group", FILE_LIMIT_BYTES) or b"", group)
@@ -45,14 +45,17 @@ def resolve_user(root_fd: int, given: str) -> User:
     return User(uid, gid, groups, home or "/")
 
 
-def _find_user(passwd: bytes, name: str, given: str) -> tuple[int, int, str, str]:
+def _find_user(passwd: bytes, name: str) -> tuple[int, int, str, str]:
     wanted = _number(name, "uid")
     for fields in _records(passwd, 7):
         uid, gid = _field(fields[2]), _field(fields[3])
         if uid is not None and gid is not None and (fields[0] == name or uid == wanted):
             return uid, gid, fields[5], fields[0]
     if wanted is None:
-        raise ContainerError(f"unable to find user {name}: no matching entries in passwd file", hint=f"USER {given}")
+        raise ContainerError(
+            f"unable to find user {name}: no matching entries in passwd file",
+            hint="name one of the image's /etc/passwd, or give numbers (UID:GID)",
+        )
     return wanted, 0, "/", ""
 
 

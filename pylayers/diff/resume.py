@@ -88,10 +88,10 @@ def find_resumption(store: Store, records: Buffer, heap: Buffer, earlier: Sequen
     None where too little is the same or no states were kept. An earlier layer that has a base itself is filled where
     that copies less than to go on from its base's end would write.
     """
-    found = [one for one in (compare(store, records, heap, layer) for layer in earlier) if one is not None]
-    if not found:
+    found = sorted((compare(records, heap, layer) for layer in earlier), key=lambda one: one.end_bytes, reverse=True)
+    best = next(filter(None, (read_states(store, one) for one in found if one.end_bytes >= LEAST_BYTES)), None)
+    if best is None:
         return None
-    best = max(found, key=lambda one: one.end_bytes)
     base = best.earlier.base
     if base is None or best.end_bytes <= base.end_bytes:
         return best
@@ -101,20 +101,20 @@ def find_resumption(store: Store, records: Buffer, heap: Buffer, earlier: Sequen
         except (FileNotFoundError, NotFound, IntegrityError):
             return None  # gone or damaged
         return replace(best, earlier=replace(best.earlier, base=None))
-    return compare(store, records, heap, best.earlier, base.end_bytes)
+    shorter = compare(records, heap, best.earlier, base.end_bytes)
+    return read_states(store, shorter) if shorter.end_bytes >= LEAST_BYTES else None
 
 
-def compare(
-    store: Store, records: Buffer, heap: Buffer, earlier: Layer, limit_bytes: int = NO_LIMIT
-) -> Resumption | None:
-    """Return how a tar goes on from one earlier layer, within its first bytes."""
+def compare(records: Buffer, heap: Buffer, earlier: Layer, limit_bytes: int = NO_LIMIT) -> Resumption:
+    """Return how a tar goes on from one earlier layer, within its first bytes; its states are still to be read."""
     table = earlier.table
     first_row = graft.count_same(records, heap, table.records, table.heap, limit_bytes)
     end_bytes = table.entry(first_row).header_offset if first_row < len(table) else earlier.size_bytes - TRAILER_BYTES
-    if end_bytes < LEAST_BYTES:
-        return None
-    states = store.layers.read_states(earlier.diff_id)
-    length = whole_pages(end_bytes) // EVERY_BYTES * STATE_BYTES
-    if states is None or len(states) < length:
-        return None
-    return Resumption(earlier, first_row, end_bytes, states[:length])
+    return Resumption(earlier, first_row, end_bytes, b"")
+
+
+def read_states(store: Store, found: Resumption) -> Resumption | None:
+    """Give a resumption its states; None where they were not kept that far, or not well."""
+    states = store.layers.read_states(found.earlier.diff_id)
+    length = found.start_bytes // EVERY_BYTES * STATE_BYTES
+    return None if states is None or len(states) < length else replace(found, states=states[:length])

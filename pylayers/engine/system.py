@@ -40,6 +40,7 @@ class PruneResult:
     images: tuple[str, ...]
     volumes: tuple[str, ...]
     freed_bytes: int
+    untagged: tuple[str, ...] = ()
 
 
 @make_record
@@ -98,7 +99,7 @@ class SystemActions:
         snapshots = self._snapshot_sizes()
         seen: set[int] = set()  # what layers have in common counts where it is kept for longest
         images = self._image_usage(snapshots, seen)
-        return [images, self._container_usage(), self._volume_usage(), self._cache_usage(snapshots, seen)]
+        return [images, self.container_usage(), self._volume_usage(), self._cache_usage(snapshots, seen)]
 
     def _snapshot_sizes(self) -> dict[str, int]:
         """Count what the driver holds unpacked, by chain id."""
@@ -140,7 +141,8 @@ class SystemActions:
                 free += size_bytes if record.digest not in used else 0
         return UsageRow("Images", len(records), active, total, free)
 
-    def _container_usage(self) -> UsageRow:
+    def container_usage(self) -> UsageRow:
+        """Count what containers wrote."""
         containers = self._engine.containers.list(everything=True)
         sizes: dict[str, int] = {}
         if containers:
@@ -182,13 +184,17 @@ class SystemActions:
         from pylayers.build.run.cache import prune_caches
 
         engine = self._engine
-        container_bytes = self._container_usage().reclaimable_bytes
+        container_bytes = self.container_usage().reclaimable_bytes
         containers = engine.containers.prune()
         images = engine.images.prune(everything=everything)
         names, volume_bytes = engine.volumes.prune() if volumes else ([], 0)
         freed = self.collect(keep_cache=False) + prune_caches(engine.root)
         return PruneResult(
-            tuple(containers), images.deleted, tuple(names), images.freed_bytes + volume_bytes + container_bytes + freed
+            tuple(containers),
+            images.deleted,
+            tuple(names),
+            images.freed_bytes + volume_bytes + container_bytes + freed,
+            images.untagged,
         )
 
     def collect(self, *, keep_cache: bool = True) -> int:

@@ -126,7 +126,7 @@ def _checked(text: str, registry: str, repository: str, tag: str | None, digest:
         raise refuse("the name is empty")
     if re.fullmatch(_IDENTIFIER, short) and registry == DEFAULT_REGISTRY:
         raise refuse("64 hex digits are an image id, not a name")
-    if repository != repository.lower():
+    if repository != repository.lower() and re.fullmatch(_REPOSITORY, repository.lower()):
         lowered = text.replace(short, short.lower(), 1)
         raise refuse("the repository must be lower case", hint=f"use {lowered!r}")
     if not re.fullmatch(_REGISTRY, registry):

@@ -230,6 +230,7 @@ class Driver(StackSnapshotter):
                 erofs.write(descriptor, records, heap, sizes, base_ends=ends)
         except erofs.NotMappable as error:
             raise DriverError(f"cannot merge {len(run)} layers into one image: {error}") from error
+        sync_path(run[-1])  # without its name a snapshot may have more lowers than a mount takes
 
     def _index(self, record: Record, directory: Path, layer: Layer) -> bool:
         """Lay an index beside a snapshot's files; False for a layer that has to be unpacked."""

@@ -231,7 +231,9 @@ def _probe(name: str, scratch: Path) -> Probe:
     from pylayers.snapshot.backing import refuse_backing
 
     refused = refuse_backing(name, scratch)
-    return Probe(False, refused) if refused else load_implementation(name).probe(scratch)
+    found = Probe(False, refused) if refused else load_implementation(name).probe(scratch)
+    # What was tried in is gone when this is read; it stands for the root.
+    return Probe(found.usable, found.reason.replace(str(scratch), str(scratch.parents[1])))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 from pylayers.errors import NotFound, PylayersError
 from pylayers.oci.digest import is_digest
 from pylayers.store.file import allocated_bytes
-from pylayers.store.splice import find_base
 
 if TYPE_CHECKING:
     from pylayers.store.store import Store
@@ -46,8 +46,7 @@ def collect(store: Store, *, dry_run: bool, keep_cache: bool) -> Collected:
     chains = tuple(chain.chain_id for chain in metadata.chains.walk() if chain.chain_id not in reachable.chains)
     layers = tuple(diff_id for diff_id in store.layers.walk() if diff_id not in reachable.layers)
     blobs = tuple(blob.digest for blob in store.blobs.walk() if blob.digest not in reachable.blobs)
-    seen = _list_bases(store, reachable.layers)
-    freed_bytes = sum(allocated_bytes(store.layers.path(diff_id), seen) for diff_id in layers)
+    freed_bytes = _count_bytes(store, layers)
     freed_bytes += sum(allocated_bytes(store.blobs.path(digest)) for digest in blobs)
     if not dry_run:
         metadata.chains.delete(chains)
@@ -58,16 +57,22 @@ def collect(store: Store, *, dry_run: bool, keep_cache: bool) -> Collected:
     return Collected(layers, blobs, chains, freed_bytes)
 
 
-def _list_bases(store: Store, diff_ids: Iterable[str]) -> set[tuple[int, int]]:
-    """Return the files of which layers that stay have a part: their blocks are not freed with any other layer."""
-    found: set[tuple[int, int]] = set()
+def _count_bytes(store: Store, diff_ids: Iterable[str]) -> int:
+    """Count the disk bytes that go with some layers: those of files that nothing else has a name for.
+
+    Another layer may have a file as its base, and a snapshot a layer's tar and table: it is then freed with that.
+    """
+    links: dict[tuple[int, int], int] = {}
+    total = 0
     for diff_id in diff_ids:
-        with contextlib.suppress(FileNotFoundError):  # gone, or filled meanwhile
-            base = find_base(store.layers.path(diff_id))
-            if base is not None:
-                status = base.path.stat()
-                found.add((status.st_dev, status.st_ino))
-    return found
+        with contextlib.suppress(FileNotFoundError), os.scandir(store.layers.path(diff_id)) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                inode = status.st_dev, status.st_ino
+                links[inode] = links.get(inode, 0) + 1
+                if links[inode] == status.st_nlink:
+                    total += status.st_blocks * 512
+    return total
 
 
 def mark(store: Store, *, keep_cache: bool) -> Reachable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import os
 import re
 import stat
@@ -16,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pylayers.errors import IntegrityError, InvalidInput, Unsupported, translate_os_error
+from pylayers.errors import IntegrityError, InvalidInput, PylayersError, Unsupported, translate_os_error
 from pylayers.oci.config import ImageConfig
 from pylayers.oci.descriptor import Descriptor
 from pylayers.oci.digest import digest_hex, digest_of
@@ -28,6 +27,7 @@ from pylayers.store import Store
 from pylayers.store.entry import EntryTable
 from pylayers.store.layer import Layer
 from pylayers.store.lease import Lease
+from pylayers.store.mappedfile import MappedFile
 from pylayers.store.metadata import ImageRecord
 from pylayers.store.row import Entry
 from pylayers.store.tarindex import scan_content
@@ -51,33 +51,20 @@ class LoadedImage:
     replaced: tuple[tuple[str, str], ...] = ()  # name, id
 
 
-class ArchiveView:
+class ArchiveView(MappedFile):
     """Look into a tar that is mapped whole. Its symlinks lead to members, never out of it."""
 
     def __init__(self, descriptor: int, name: str) -> None:
-        self.descriptor = descriptor
-        self.name = name
-        size_bytes = os.fstat(descriptor).st_size
-        if not size_bytes:
+        if not os.fstat(descriptor).st_size:
             raise InvalidInput(f"{name} is empty")
-        self._mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ)
-        self.content = memoryview(self._mapping)
+        super().__init__(descriptor, name)
         try:
             self._table = EntryTable(*scan_content(self.content, name))
-        except BaseException:
+        except BaseException as error:
             self.close()
+            self.check(error)
             raise
         self._entries = {self._table.path(entry): entry for entry in self._table}
-
-    def forget(self, start: int, end: int) -> None:
-        """Let a range that has been read go from the mapping; who reads it again finds it."""
-        start -= start % mmap.PAGESIZE
-        self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-    def close(self) -> None:
-        """Release the mapping."""
-        self.content.release()
-        self._mapping.close()
 
     def find(self, path: str) -> Entry | None:
         """Return the regular file at a path, through symlinks inside the archive; None when there is none."""
@@ -155,6 +142,9 @@ def _load_file(store: Store, descriptor: int, name: str) -> list[LoadedImage]:
         with store.lease("load") as lease:
             found = [_load_image(store, lease, archive, one, manifests) for one in listed]
             return [_name_image(store, *one) for one in found]
+    except PylayersError as error:
+        archive.check(error)
+        raise
     finally:
         archive.close()
 

@@ -59,6 +59,9 @@ class Archive(Protocol):
     def forget(self, start: int, end: int) -> None:
         """Let a range that has been read go from the mapping; who reads it again finds it."""
 
+    def check(self) -> None:
+        """Raise IntegrityError where the file is no longer what was mapped."""
+
 
 class RangeIngest:
     """A layer on its way from a mapped archive into the store: enter to begin, then finish; leaving drops the rest.
@@ -111,6 +114,7 @@ class RangeIngest:
                 self._hashing.result()
             except OSError as error:
                 raise translate_os_error(error, "write layer") from error
+            self._archive.check()  # what was hashed may be right, and what was indexed or written something else
             digest = digest_from_hex(self._hasher.digest().hex())
             return self._layer.commit(records, heap, self._range[1], digest, states=kept_states(self._hasher))
 
@@ -201,6 +205,8 @@ def share_range(source_fd: int, offset: int, size_bytes: int, target_fd: int) ->
     except OSError:
         return False
     rest = os.pread(source_fd, size_bytes - whole, offset + whole)
+    if len(rest) < size_bytes - whole:
+        raise IntegrityError("the archive became shorter while it was read")
     while rest:
         written = os.pwrite(target_fd, rest, size_bytes - len(rest))
         rest = rest[written:]

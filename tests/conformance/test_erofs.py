@@ -21,6 +21,7 @@ from pylayers.snapshot.lower import read_xattrs
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Snapshotter
 from pylayers.store.entry import FLAG_SPARSE, TableBuilder
+from pylayers.store.file import sync_path
 from pylayers.store.layer import Layer
 from pylayers.store.row import Entry
 from tests.conformance.crash_suite import CrashSuite
@@ -106,6 +107,22 @@ class TestErofs(CrashSuite, ForeignSuite):
             assert (top / "last").read_bytes() == b"11"
             (top / "f11").unlink()
         assert stage.listed("a", image) == [("D", b"f11")]
+
+    def test_a_merged_image_keeps_its_name_through_a_crash(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(erofs, "MOST_LOWERS", 3)
+        synced: set[Path] = set()
+
+        def record(path: Path) -> None:
+            synced.update(path.glob("merged-*"))  # those of a directory that is synced
+            sync_path(path)
+
+        monkeypatch.setattr(erofs, "sync_path", record)
+        stage.driver.prepare("a", pile(stage, 6))
+        made = set((stage.scratch.parent / "root").glob("*/layer/*/merged-*"))
+        assert made
+        assert made <= synced
 
     def test_directories_above_merged_layers(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(erofs, "MOST_LOWERS", 3)

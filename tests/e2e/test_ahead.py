@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,9 @@ import pytest
 from pylayers.build.source import ahead
 from pylayers.engine import Engine
 from pylayers.store.statcache import StatCache
-from tests.e2e.build_case import content, open_with_base, statuses
+from tests.e2e.build_case import content, statuses
 
 OLD_SECONDS = 0.06
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

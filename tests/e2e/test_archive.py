@@ -16,6 +16,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pylayers.engine import Engine
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError, Unsupported
 from pylayers.store.entry import FLAG_HASHED
 from pylayers.store.state import EVERY_BYTES
+from pylayers.transfer import load as load_module
 from pylayers.transfer import verbatim
 from tests.e2e.build_case import make_tar, write
 from tests.e2e.cli_process import Cli
@@ -210,6 +212,57 @@ def test_a_disk_that_takes_no_mapped_pages(
         return
     with pytest.raises(IntegrityError, match="became shorter"):
         load(engine, pack(modern()), tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 512, 4096 + 17])
+@pytest.mark.parametrize(
+    "moment", ["scan_content", "_read_listing", "_read_manifests", "_load_layers", "index_content", "write_range"]
+)
+def test_an_archive_that_becomes_shorter(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, left: int
+) -> None:
+    """Its mapping would end the process by SIGBUS."""
+    path = tmp_path / "archive.tar"
+    layers = tuple(make_tar(((f"large{number}", os.urandom(1 << 20), {}),)) for number in range(3))
+    path.write_bytes(pack(modern(layers=layers)))
+    module = verbatim if moment in ("index_content", "write_range") else load_module
+    called = getattr(module, moment)
+
+    def shorten(*given: object) -> object:
+        os.truncate(path, left)
+        return called(*given)
+
+    monkeypatch.setattr(module, moment, shorten)
+    with pytest.raises(IntegrityError, match=r"archive(\.tar)? became shorter while it was read"):
+        engine.images.load(path)
+    assert engine.images.list() == []
+    monkeypatch.undo()
+    load(engine, pack(modern()), tmp_path)
+    check_loaded(engine)
+
+
+def test_an_archive_that_is_written_to_between_its_hashing_and_its_copying(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was hashed is what the image says, and what is stored would be something else."""
+    path = tmp_path / "archive.tar"
+    layer = make_tar((("large", b"a" * (1 << 20), {}),))
+    path.write_bytes(pack(modern(layers=(layer,))))
+    time.sleep(0.06)
+    write_now = verbatim.write_range
+
+    def write_later(source_fd: int, source: memoryview, *given: int) -> None:
+        time.sleep(0.3)  # the hashing goes on beside this; where it is late, its digest is told as wrong
+        with path.open("r+b") as file:
+            file.seek(path.read_bytes().index(b"a" * 1000))
+            file.write(b"b" * 1000)
+        write_now(source_fd, source, *given)
+
+    monkeypatch.setattr(verbatim, "write_range", write_later)
+    with pytest.raises(IntegrityError, match="changed while it was read"):
+        engine.images.load(path)
+    assert engine.images.list() == []
+    assert list(engine.store.layers.walk()) == []
 
 
 def test_layers_that_need_a_second_look(engine: Engine, tmp_path: Path) -> None:

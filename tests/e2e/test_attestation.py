@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from pylayers.engine import Engine
 from pylayers.errors import InvalidInput, Unsupported
-from tests.e2e.build_case import open_with_base, write
+from tests.e2e.build_case import write
 
 DPKG = """Package: libc6
 Status: install ok installed
@@ -50,12 +49,6 @@ URLS = {
     "pkg:pypi/flask-thing@3.0",
     "pkg:npm/%40mui/material@5.1.0",
 }
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

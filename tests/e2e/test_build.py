@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import io
 import json
@@ -10,21 +11,17 @@ import lzma
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
 
+from pylayers.build.copy.destination import Ownership
+from pylayers.build.copy.rows import LayerRows
+from pylayers.build.source.local import LocalTree
 from pylayers.engine import Engine
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from tests.e2e.build_case import BASE, content, leftovers, make_tar, members, open_with_base, settle, statuses, write
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -375,3 +372,20 @@ def test_stored_layers_hold_what_they_say(engine: Engine, context: Path) -> None
     config = json.loads(engine.store.blobs.read(result.config_digest, 1 << 20))
     assert config["rootfs"]["diff_ids"] == list(result.diff_ids)
     shutil.rmtree(context)
+
+
+def test_a_written_layers_rows_are_gone_before_its_key_is_computed(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as large as the walked table, of which the key's digests make another copy."""
+    context = write(tmp_path / "context", {"Dockerfile": "FROM base\nCOPY tree /tree\n", "tree/a": "a"})
+    alive: list[int] = []
+    digest = LocalTree.digest
+
+    def count(tree: LocalTree, owner: Ownership) -> bytes:
+        alive.append(sum(isinstance(one, LayerRows) for one in gc.get_objects()))
+        return digest(tree, owner)
+
+    monkeypatch.setattr(LocalTree, "digest", count)
+    engine.build(context)
+    assert alive == [0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +86,10 @@ def test_life_of_a_container(cli: Cli) -> None:
     assert row.startswith(container[:12])
     assert " Up " in row
     assert row.endswith("web")
+    told = cli("exec", "-w", "/not/there", "web", "true", code=127).stderr
+    assert told.endswith("hint: the working directory has to be there already\n")
+    told = cli("exec", "-u", "nobody-such", "web", "true", code=125).stderr
+    assert "hint: name one of the image's /etc/passwd" in told
     inside = cli("exec", "-e", "X=y", "-w", "/etc", "web", "sh", "-c", "echo $X $PWD; exit 5", code=5)
     assert inside.stdout == "y /etc\n"
     cli("create", "--name", "web", "box", "true", code=4)
@@ -108,7 +114,9 @@ def test_start_attached_again(cli: Cli) -> None:
     assert cli("start", "-a", "job", code=3).stdout == "again\n"
     assert cli("start", "-a", "job", code=3).stdout == "again\n"
     assert "Exited (3)" in cli.lines("ps", "-a")[1]
-    assert "Total containers removed: 1" in cli("container", "prune", "-f").stdout
+    told = cli("container", "prune", "-f").stdout
+    assert told.startswith("Deleted Containers:\n")
+    assert re.search(r"^Total reclaimed space: \d\S*B$", told, re.MULTILINE)
 
 
 def test_kill(cli: Cli) -> None:
@@ -152,6 +160,24 @@ def test_output_lines_carry_their_step(cli: Cli) -> None:
     done = cli("build", "-", input=b"FROM box\nRUN echo hello; touch /x\n")
     assert any(line.startswith("#2 ") and line.endswith(" hello") for line in done.stderr.splitlines())
     assert "#2 CACHED" in cli("build", "-", input=b"FROM box\nRUN echo hello; touch /x\n").stderr
+
+
+INTERRUPTED_IMPORT = """
+import sys
+from pylayers import cli
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["pylayers.cli.failure", "pylayers.cli.group"])
+def test_an_interrupt_while_modules_are_loaded_is_quiet(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, module, "images"], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_interrupted_build_leaves_with_130(cli: Cli) -> None:

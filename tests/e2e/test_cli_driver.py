@@ -55,6 +55,7 @@ def needs_driver(cli: Cli, name: str) -> None:
 def test_every_driver_is_listed_and_probed(cli: Cli) -> None:
     found = rows(cli)
     assert tuple(found) == select.DRIVER_ORDER
+    assert not any("probe-" in str(row["Reason"]) for row in found.values()), "told by a name that is gone"
     assert [name for name, row in found.items() if row["Chosen"]] == ["vfs"]
     assert [name for name, row in found.items() if row["HasData"]] == ["vfs"]
     for name, row in found.items():

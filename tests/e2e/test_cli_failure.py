@@ -212,6 +212,44 @@ def test_not_root(box: Cli) -> None:
     assert look(box) == before
 
 
+@needs_root
+def test_a_read_only_root_is_told_as_one(cli: Cli) -> None:
+    """Who is root already isn't told to become it."""
+    place = cli.directory / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        cli.root = place / "root"
+        cli("import", "-", "base", input=small_tar())
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        told = cli("images", code=DENIED).stderr
+        assert "Read-only file system" in told
+        assert "read-write" in told
+        assert "run as root" not in told
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_missing_source_beside_a_link_that_leads_in_circles(cli: Cli) -> None:
+    """The hint is looked for among all names, and must not fail in the error's place."""
+    (cli.directory / "ctx" / "loop").symlink_to("loop")
+    told = build(cli, "FROM base\nCOPY b /\n", code=NOT_FOUND)
+    assert "'b' not found in the build context" in told
+    assert "circles" not in told
+
+
+def test_a_context_that_is_not_there(cli: Cli) -> None:
+    told = cli("build", "nowhere", code=NOT_FOUND).stderr
+    assert told == "pylayers: error: unable to prepare context: path 'nowhere' not found\n"
+    told = cli("build", "-f", "ctx/a", "nowhere", code=NOT_FOUND).stderr
+    assert "path 'nowhere' not found" in told
+
+
+def test_a_name_is_never_mended_into_another_bad_one(cli: Cli) -> None:
+    assert "hint: use 'good'" in cli("tag", "base", "GOOD", code=INVALID).stderr
+    assert "hint" not in cli("tag", "base", "NOT good", code=INVALID).stderr
+
+
 def test_a_damaged_tar_is_told_with_its_place(cli: Cli) -> None:
     content = bytearray(small_tar())
     content[1024 + 148 : 1024 + 156] = b"garbage!"  # the checksum of the third header

@@ -130,9 +130,12 @@ def test_prune_asks(ubuntu: Cli) -> None:
     refused = ubuntu("image", "prune", code=1, input=b"n\n")
     assert refused.stdout.endswith("Are you sure you want to continue? [y/N] ")
     assert len(ubuntu.lines("images", "-q")) == 2
-    assert "Deleted: sha256:" in ubuntu("image", "prune", input=b"y\n").stdout
+    assert "\ndeleted: sha256:" in ubuntu("image", "prune", input=b"y\n").stdout
     assert len(ubuntu.lines("image", "ls", "-q")) == 1
-    assert "Total reclaimed space: " in ubuntu("system", "prune", "-a", "-f").stdout
+    told = ubuntu("system", "prune", "-a", "-f").stdout.splitlines()
+    assert told[:2] == ["Deleted Images:", "untagged: ubuntu:latest"]
+    assert told[2].startswith("deleted: sha256:")
+    assert told[-1].startswith("Total reclaimed space: ")
     assert ubuntu.lines("images", "-q") == []
 
 

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,7 @@ from cli_process import Cli, small_tar
 
 from pylayers.engine import Engine
 from pylayers.errors import InvalidInput, NotFound, PylayersError
-from tests.e2e.build_case import content, members, open_with_base, write
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
+from tests.e2e.build_case import content, members, write
 
 
 @pytest.fixture

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pylayers.build.event import Cause, Event, Reason, StepExplained
 from pylayers.engine import Engine
-from tests.e2e.build_case import open_with_base, write
+from tests.e2e.build_case import write
 from tests.e2e.cli_process import Cli
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,12 @@ from pylayers.errors import InvalidInput, NotFound
 from pylayers.image.view import read_children
 from pylayers.oci.platform import Platform
 from pylayers.store.metadata import Images
-from tests.e2e.build_case import open_with_base, write
+from tests.e2e.build_case import write
 
 HOST = Platform.from_machine(os.uname().machine)
 OTHER = "linux/arm64" if HOST.architecture != "arm64" else "linux/amd64"
 BOTH = [OTHER, str(HOST)]
 TEXT = "FROM scratch\nARG TARGETARCH\nLABEL for=$TARGETARCH\nCOPY file /file\nCOPY $TARGETARCH /which\n"
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

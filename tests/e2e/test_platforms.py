@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from pylayers.build import emulation
 from pylayers.engine import Engine
 from pylayers.errors import InvalidInput, Unsupported
-from tests.e2e.build_case import open_with_base, write
+from tests.e2e.build_case import write
 
 BOTH = ["linux/amd64", "linux/arm64"]
 TEXT = """FROM scratch
@@ -23,12 +22,6 @@ ARG TARGETARCH
 LABEL platform=$TARGETPLATFORM
 COPY $TARGETARCH /which
 """
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

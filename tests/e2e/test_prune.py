@@ -11,6 +11,7 @@ import pytest
 
 from pylayers.engine import Engine
 from pylayers.engine.container import ContainerOptions
+from pylayers.snapshot.select import probe_driver
 from pylayers.volume.volumes import disk_bytes
 from tests.e2e.build_case import open_with_busybox, write
 
@@ -22,9 +23,13 @@ LARGE_BYTES = 3 << 20
 BESIDES_BYTES = 1 << 20  # the database, indexes of layers, folders, configs
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_busybox(tmp_path / "root", tmp_path) as opened:
+@pytest.fixture(params=["overlay2", "erofs"])
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Open an engine whose snapshots hold files of their own, and one whose snapshots have the store's linked."""
+    usable = probe_driver(tmp_path / "root", request.param).probe
+    if not usable.usable:
+        pytest.skip(usable.reason)
+    with open_with_busybox(tmp_path / "root", tmp_path, request.param) as opened:
         yield opened
 
 

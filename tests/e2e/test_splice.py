@@ -12,20 +12,17 @@ from typing import Any
 import pytest
 
 from pylayers._native import sha256
+from pylayers.build.cache.step import LocalCache
 from pylayers.build.event import BuildResult
 from pylayers.diff import resume, write
 from pylayers.engine import Engine
-from pylayers.store import Layer, state
-from tests.e2e.build_case import content, open_with_base, settle, statuses
+from pylayers.store import Layer, splice, state
+from pylayers.store.layerstore import LayerStore
+from tests.e2e.build_case import content, settle, statuses
+from tests.e2e.inotify import Opened
 
 FILE_BYTES = 3 << 20
 pytestmark = pytest.mark.skipif(not sha256.is_fast(), reason="without SHA instructions no hash states are kept")
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -80,6 +77,50 @@ def test_what_comes_before_the_change_is_stored_once(engine: Engine, context: Pa
     assert content(engine, second, "opt/t/d6/small") == b"another\n"
     assert layer(engine, second).base is None
     engine.store.layers.verify(second.diff_ids[-1])
+
+
+def test_what_comes_before_the_change_is_neither_read_nor_hashed(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash goes on from a state, at most 4 MiB behind; of the sources, what comes after the change is read."""
+    hashed: list[int] = []
+    read_range = splice.read_range
+
+    def count(*given: Any) -> Iterator[memoryview]:
+        for piece in read_range(*given):
+            hashed.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr("pylayers.diff.resume.read_range", count)
+    time.sleep(0.06)  # or a file that was made last is read again, as racy
+    first = engine.build(context)
+    assert hashed == []
+    (context / "t" / "d6" / "small").write_text("another\n")
+    with Opened(context / "t") as opened:
+        second = build(engine, context)
+    assert opened.names == {"d6/small", "d7/large", "d7/small"}
+    assert 0 < sum(hashed) <= state.EVERY_BYTES + 4096 < first.steps[-1].size_bytes // 4
+    check_whole(engine, context, second)
+
+
+def test_a_miss_asks_once_and_reads_one_layers_states(
+    engine: Engine, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many earlier layers there are to go on from."""
+    engine.build(context)
+    for text in ("one", "two", "three"):
+        (context / "t" / "d6" / "small").write_text(text)
+        build(engine, context)
+    calls: list[str] = []
+    for owner, name in ((LocalCache, "earlier"), (LayerStore, "read_states")):
+        called = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *given, name=name, called=called: (calls.append(name), called(*given))[1]
+        )
+    (context / "t" / "d6" / "small").write_text("four")
+    last = build(engine, context)
+    assert layer(engine, last).base is not None
+    assert sorted(calls) == ["earlier", "read_states"]
 
 
 def test_the_earlier_image_can_be_removed(engine: Engine, context: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,9 @@ from pylayers.build.event import BuildResult
 from pylayers.diff.merge import merge_layers, tree_digest
 from pylayers.engine import Engine
 from pylayers.errors import InvalidInput
-from tests.e2e.build_case import content, members, open_with_base, settle, statuses
+from tests.e2e.build_case import content, members, settle, statuses
 
 FILE_BYTES = 100_000
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -19,18 +19,12 @@ from pylayers.build.event import BuildResult, Event, StepFinished, StepStarted
 from pylayers.build.source import selector
 from pylayers.engine import Engine
 from pylayers.errors import Conflict
-from tests.e2e.build_case import content, leftovers, members, open_with_base, statuses
+from tests.e2e.build_case import content, leftovers, members, statuses
 from tests.e2e.inotify import Opened
 
 FILES = {"a": b"first", "d/b": b"second", "d/e/c": b"third" * 5000, "empty": b""}
 OLD_SECONDS = 0.06  # beyond the slack within which a file counts as racy
 BOOT_ID_OFFSET = 56  # see HEADER_STRUCT of store/statcache.py
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with open_with_base(tmp_path / "root") as opened:
-        yield opened
 
 
 @pytest.fixture

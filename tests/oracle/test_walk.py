@@ -465,3 +465,27 @@ def test_records_that_reach_beyond_the_heap_are_refused(tree: Path, field: str) 
         kernel.same(records[:-1], heap, records, heap, 0)
     assert kernel.same(b"", b"", b"", b"", 0)
     assert kernel.recall(bytearray(), bytearray(), b"", b"", 0) == b""
+
+
+RETURNED = """
+import os, sys
+from pylayers._native import walk
+def read_rss():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+block = bytearray(18 << 20)   # malloc maps it; once it is freed, malloc keeps smaller blocks for itself
+del block
+root = os.open(sys.argv[1], os.O_RDONLY)
+before = read_rss()
+records, heap = walk.walk(root, None, True, 2)
+print(read_rss() - before - len(records) - len(heap))
+"""
+
+
+@pytest.mark.skipif("san.so" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has memory of its own")
+def test_what_a_walk_gathered_is_given_back(tmp_path: Path) -> None:
+    """The names and stats of 20,000 files take some 8 MB while they are gathered."""
+    for number in range(20_000):
+        os.close(os.open(tmp_path / f"{number:0250}", os.O_CREAT | os.O_WRONLY))
+    done = subprocess.run([sys.executable, "-c", RETURNED, tmp_path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2 << 20

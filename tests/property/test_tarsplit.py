@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylayers._native.tarscan import TarFormatError, scan
+from pylayers._native.tarscan import TarFormatError, scan, scan_split
 from pylayers.store.entry import EntryTable
 from tests.oracle.tar_model import Refused, model_rows, table_rows
 from tests.oracle.test_tarscan import END, member, pax
@@ -27,7 +27,7 @@ LARGE_BYTES = 8 << 20  # from here on two threads read without being told, where
 def outcome(tar: bytes | bytearray, max_entries: int = 10_000_000, *, helper_first: bool) -> object:
     """Return what a scan returns or raises."""
     try:
-        return scan(tar, max_entries, helper_first)
+        return scan_split(tar, max_entries, helper_first=True)[:2] if helper_first else scan(tar, max_entries)
     except TarFormatError as error:
         return str(error), error.offset
 
@@ -45,7 +45,7 @@ def test_two_read_what_extracting_leaves(members: list[Member], form: int) -> No
         expected = model_rows(tar)
     except Refused:
         return
-    assert table_rows(tar, EntryTable(*scan(tar, helper_first=True))) == expected
+    assert table_rows(tar, EntryTable(*scan_split(tar, helper_first=True)[:2])) == expected
 
 
 def plain_tar(numbers: range) -> bytes:
@@ -118,7 +118,7 @@ def test_order_is_noticed_over_the_seams(count: int, at: int, fault: str) -> Non
         blocks[0] = member("e", tarfile.DIRTYPE)
     tar = b"".join(blocks)
     check_same(tar)
-    assert table_rows(tar, EntryTable(*scan(tar, helper_first=True))) == model_rows(tar)
+    assert table_rows(tar, EntryTable(*scan_split(tar, helper_first=True)[:2])) == model_rows(tar)
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
@@ -148,6 +148,28 @@ def test_large_tars_at_whatever_timing(heads: bytes) -> None:
         expected = scan(tar)  # by one thread
     finally:
         os.sched_setaffinity(0, processors)
-    assert scan(tar, helper_first=True) == expected
+    assert scan_split(tar, helper_first=True)[:2] == expected
     for _ in range(20):
         assert scan(tar) == expected
+
+
+@pytest.mark.parametrize("count", [64, 5000])
+def test_the_second_thread_reads_most_of_a_tar(count: int) -> None:
+    """All but the first of its 32 pieces, and of the others what lies before the first header that it can trust."""
+    *table, threads, taken = scan_split(plain_tar(range(count)) + END, helper_first=True)
+    assert len(EntryTable(*table)) == count + 2
+    assert threads == 1, "its part was done by the calling one"
+    assert count * 9 // 10 < taken < count
+
+
+def test_large_tars_have_a_second_thread() -> None:
+    """Whatever it gets to read: that is the scheduler's affair."""
+    processors = os.sched_getaffinity(0)
+    small, large = (plain_tar(range(10)) + bytes(size) for size in (LARGE_BYTES // 2, LARGE_BYTES))
+    assert scan_split(small)[2] == 1
+    assert scan_split(large)[2] == min(2, len(processors))
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        assert scan_split(large)[2:] == (1, 0)
+    finally:
+        os.sched_setaffinity(0, processors)

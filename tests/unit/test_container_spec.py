@@ -142,6 +142,9 @@ def test_limits_and_resources(root: int) -> None:
     built = config(root, isolation)
     assert built["process"]["rlimits"] == [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": (1 << 64) - 1}]
     assert built["linux"]["resources"]["cpu"] == {"quota": 150000, "period": 100000}
+    assert built["linux"]["resources"]["memory"] == {"limit": 1 << 26}
+    with pytest.raises(InvalidInput, match="minimum memory limit allowed is 6MB"):
+        config(root, Isolation(memory_bytes=(6 << 20) - 1))
     with pytest.raises(ContainerError, match="--memory, --cpus, --pids-limit"):
         build_config(Process(arguments=("x",)), isolation, (), root_fd=root, container_id="c", cgroup_limits=False)
 

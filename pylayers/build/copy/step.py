@@ -50,8 +50,10 @@ def copy_opened(
     parent = session.trees.identity(state.diff_ids)
     partial = copy_partial_key(parent, destination.shown, instruction.sources, options)
     no_cache = session.options.no_cache
+    remembered = not no_cache and all_remembered(trees, owner)
+    earlier = () if no_cache or remembered else session.cache.earlier(partial)
     # Without a step of this shape on record no content can hit: the hashes then come out of the one writing pass.
-    if not no_cache and (all_remembered(trees, owner) or session.cache.earlier(partial)):
+    if remembered or earlier:
         key = copy_key(partial, [(input_name(tree), tree.digest(owner)) for tree in trees])
         found = session.reuse(key)
         if found is not None:
@@ -64,7 +66,8 @@ def copy_opened(
     made = CachedStep(None, 0)
     if trees:  # none where wildcards matched nothing
         rows = lay_out(merged, trees, destination, given, session.epoch_s, instruction.span)
-        made = store_rows(session, state, rows, () if no_cache else session.cache.earlier(partial))
+        made = store_rows(session, state, rows, session.cache.earlier(partial) if remembered else earlier)
+        del rows  # as large as the trees' tables, of which the digests below make copies
     # Of what was written, which an edit since the look-up may have made something else than what was looked up.
     inputs = [(input_name(tree), tree.digest(owner)) for tree in trees]
     key = copy_key(partial, inputs)

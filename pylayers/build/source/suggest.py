@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pylayers.dockerfile.suggest import find_nearest
+from pylayers.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pylayers.build.source.local import LocalSource
@@ -31,11 +32,19 @@ def suggest_path(source: LocalSource, path: str) -> str:
         except OSError:
             names = []
         known = [f"{done}/{one}" if done else one for one in names]
-        nearest = nearest_path(here, [one for one in known if source.holds(one)])
+        nearest = nearest_path(here, [one for one in known if is_held(source, one)])
         return f"did you mean {nearest}{path[len(here) :]}?" if nearest else "paths are relative to the build context"
     if not source.holds(path):
         return f"what {path} leads to is not in the build context"
     return f".dockerignore excludes all that is in {path}"
+
+
+def is_held(source: LocalSource, path: str) -> bool:
+    """Tell whether a context has a path; one that leads in circles is nothing that could be meant."""
+    try:
+        return source.holds(path)
+    except InvalidInput:
+        return False
 
 
 def suggest_entry(table: EntryTable, path: str) -> str | None:
