@@ -156,6 +156,7 @@ class Database:
                 if not durable and self._is_log_empty():
                     # What a new log holds needs no flush before it counts: nothing older could be taken for it.
                     connection.execute("PRAGMA synchronous=OFF")
+                    connection.execute("PRAGMA wal_autocheckpoint=0")  # which would write the database without one
                     connection.execute("BEGIN IMMEDIATE")
                     if not self._is_log_empty():  # another process was faster
                         connection.execute("ROLLBACK")
@@ -176,6 +177,7 @@ class Database:
             finally:
                 if not durable:
                     connection.execute("PRAGMA synchronous=FULL")
+                    connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
 
     def _is_log_empty(self) -> bool:
         try:

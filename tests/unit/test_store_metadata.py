@@ -323,3 +323,21 @@ def test_a_log_begun_without_a_flush_is_a_log(store: Store, first_is_durable: bo
     for database in (one, other):
         database.close()
     assert Database(path).read(rows) == [("a",), ("b",), ("c",)]
+
+
+def test_a_log_begun_without_a_flush_is_not_moved_into_the_database_without_one(store: Store) -> None:
+    """However large its first transaction is: a power cut would leave half of it in the file."""
+    path = store.metadata.path
+    list(store.metadata.images.walk())
+    store.metadata.close()  # moves the log into the file
+    database = Database(path)
+    before = path.read_bytes()
+    with database.write(durable=False) as connection:
+        rows = [(f"{number:05}" + "x" * 1000,) for number in range(1000)]
+        connection.executemany("INSERT INTO lease VALUES(?, 'test', 'owner', 1, 1)", rows)
+    assert path.read_bytes() == before
+    assert database.read("PRAGMA wal_autocheckpoint") == [(LOG_PAGES,)]
+    database.execute("INSERT INTO lease VALUES('last', 'test', 'owner', 1, 1)")
+    assert path.read_bytes() != before
+    assert database.read("SELECT count(*) FROM lease WHERE purpose='test'") == [(1001,)]
+    database.close()
