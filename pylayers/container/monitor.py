@@ -259,7 +259,6 @@ class Monitor:
             write_state(self.directory, replace(state, exit_code=code, error=str(error)))
         self.report({"error": error.message, "hint": error.hint, "exit_code": code})
 
-
     def withdraw(self) -> None:
         """Leave nothing of a container that its caller has given up, but a whole one that is not to remove itself."""
         from pylayers.container.remove import delete_directory
