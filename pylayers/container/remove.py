@@ -42,16 +42,20 @@ def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
 def clean_leftovers(directory: Path, spec: ContainerSpec) -> None:
     """Unmount and forget what a monitor that died has left; the container itself isn't running."""
     wake_reader(directory / "bundle")
-    for point in snapshot_mount.mount_points_below(directory):
-        snapshot_mount.unmount(point, detach=True)
+    detach_mounts(directory)
     if (directory / "runtime").exists():
         delete_from_runtime(directory, spec)
 
 
-def delete_unmade(directory: Path) -> None:
-    """Delete the directory of what isn't a container yet, with what a monitor that was started ahead has left."""
+def detach_mounts(directory: Path) -> None:
+    """Unmount what lies in a container's directory, whoever uses it. Raises Conflict, OSError."""
     for point in snapshot_mount.mount_points_below(directory):
         snapshot_mount.unmount(point, detach=True)
+
+
+def delete_unmade(directory: Path) -> None:
+    """Delete the directory of what isn't a container yet, with what a monitor that was started ahead has left."""
+    detach_mounts(directory)
     delete_directory(directory)
 
 

@@ -13,7 +13,7 @@ from pylayers.oci.digest import SMALL_BYTES, choose_sha256, digest_from_hex
 from pylayers.store import Store
 from pylayers.store.entry import Buffer, EntryTable
 from pylayers.store.layer import Layer
-from pylayers.store.state import EVERY_BYTES
+from pylayers.store.state import EVERY_BYTES, kept_states
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_layer(
     resumption = find(store, known, heap, earlier) if earlier else None
     with store.layers.ingest() as writer:
         begun = resumption.begin(writer) if resumption is not None else None
-        hasher, lead = begun if begun is not None else (new_hasher(count_bytes(records)), b"")
+        hasher, lead = begun if begun is not None else (choose_hasher(count_bytes(records)), b"")
         first_row = start_bytes = 0
         if resumption is not None and begun is not None:
             first_row, start_bytes = resumption.first_row, resumption.start_bytes
@@ -77,7 +77,7 @@ def write_layer(
         except ValueError as error:
             raise InvalidInput(f"cannot be stored in a layer: {error}") from error
         return writer.commit(
-            records, heap, size_bytes, digest_from_hex(digest.hex()), states=getattr(hasher, "states", b"")
+            records, heap, size_bytes, digest_from_hex(digest.hex()), states=kept_states(hasher)
         )
 
 
@@ -92,17 +92,13 @@ def find(store: Store, known: Buffer, heap: Buffer, earlier: Sequence[Layer]) ->
     return find_resumption(store, known, heap, earlier)
 
 
-def new_hasher(size_bytes: int | None) -> object:
-    """Return a new sha256 for about as many bytes (None: many): ours, which keeps its states, for more than a few.
+def choose_hasher(size_bytes: int | None) -> object:
+    """Return a new sha256 for about as many bytes (None: many): one that may keep its states, for more than a few."""
+    if size_bytes is not None and size_bytes <= SMALL_BYTES:
+        return choose_sha256(size_bytes)()
+    from pylayers.store.proof import new_hasher
 
-    Ours is the faster one only where the processor has instructions for it.
-    """
-    if size_bytes is None or size_bytes > SMALL_BYTES:
-        from pylayers._native import sha256
-
-        if sha256.is_fast():
-            return sha256.Sha256(EVERY_BYTES)
-    return choose_sha256(size_bytes)()
+    return new_hasher(EVERY_BYTES)
 
 
 def count_bytes(records: bytearray) -> int | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 
 from pylayers._native import sha256
-from pylayers.oci.digest import digest_from_hex
+from pylayers.oci.digest import choose_sha256, digest_from_hex
 from pylayers.store.entry import Buffer
 from pylayers.store.state import EVERY_BYTES, STATE_BYTES
 
@@ -86,12 +85,7 @@ class TarProof:
 
 def new_hasher(every_bytes: int = 0) -> Hasher:
     """Return a new sha256: ours, which keeps its states after each every_bytes, where it is as fast as hashlib's."""
-    return sha256.Sha256(every_bytes) if sha256.is_fast() else hashlib.sha256()
-
-
-def kept_states(hasher: Hasher) -> bytes:
-    """Return the states that a hasher has kept; none of hashlib's."""
-    return hasher.states if isinstance(hasher, sha256.Sha256) else b""
+    return sha256.Sha256(every_bytes) if sha256.is_fast() else choose_sha256(None)()
 
 
 def update_both(one: Hasher, one_buffer: Buffer, other: Hasher, other_buffer: Buffer) -> None:

@@ -20,6 +20,12 @@ _VERSION = 1
 _HEAD = struct.Struct("<8sIIQ32s")  # magic, version, bytes of a state, bytes between states, the tar's sha256
 
 
+def kept_states(hasher: object) -> bytes:
+    """Return the states that a hasher has kept; none of another kind than ours."""
+    states: bytes = getattr(hasher, "states", b"")
+    return states
+
+
 def pack_states(states: Buffer, diff_hex: str) -> bytes:
     """Return the file of a tar's states."""
     from blake3 import blake3

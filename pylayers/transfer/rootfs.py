@@ -15,8 +15,8 @@ from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.file import translating
 from pylayers.store.layer import Layer
-from pylayers.store.proof import kept_states, new_hasher
-from pylayers.store.state import EVERY_BYTES
+from pylayers.store.proof import new_hasher
+from pylayers.store.state import EVERY_BYTES, kept_states
 from pylayers.store.tarindex import feed_table, finish_table
 from pylayers.transfer.archive import BLOCK_BYTES, PIECE_BYTES, detect_compression, is_tar, read_pieces
 from pylayers.transfer.layerfile import LayerFile

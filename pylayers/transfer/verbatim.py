@@ -15,8 +15,8 @@ from pylayers.errors import IntegrityError, translate_os_error
 from pylayers.oci.digest import digest_from_hex
 from pylayers.store import Store
 from pylayers.store.layer import Layer
-from pylayers.store.proof import kept_states, new_hasher
-from pylayers.store.state import EVERY_BYTES
+from pylayers.store.proof import new_hasher
+from pylayers.store.state import EVERY_BYTES, kept_states
 from pylayers.store.tarindex import index_content
 
 PIECE_BYTES = 8 << 20
