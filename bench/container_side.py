@@ -19,6 +19,7 @@ from peer import Docker
 from source import prepare_base, prepare_source
 from subject import SubjectError, environment, find_command, layer_tar
 
+from pylayers.container.apart import Apart
 from pylayers.engine import Engine
 from pylayers.engine.container import ContainerOptions
 
@@ -126,20 +127,27 @@ class Subject:
 
 
 class Runtime:
-    """runc by hand on bundles that are ready."""
+    """A runtime by hand on bundles that are ready."""
 
     def __init__(self, place: Path, subject: Subject) -> None:
         self.place = place
         self._subject = subject
 
-    def same(self) -> float:
+    def own(self) -> float:
+        """Run `true` with the runtime that ours chooses, where it chooses to, and a container's configuration."""
+        with Engine.open(self._subject.root) as engine:
+            runtime = engine.runtime()
+        with Apart(runtime.hides, self.place, self.place) as apart:
+            return self.same(runtime.command, apart)
+
+    def same(self, command: tuple[str, ...] = ("runc",), apart: Apart | None = None) -> float:
         """Run `true` with the configuration that a container of ours was run with."""
         with Engine.open(self._subject.root) as engine:
             made, _ = engine.containers.run(APP, ["true"])
             config = json.loads((self._subject.root / "containers" / made.id / "bundle" / "config.json").read_text())
             config["root"]["path"] = "rootfs"
             try:
-                return self._run(engine.driver().mounts(made.id), made.id, config)
+                return self._run(engine.driver().mounts(made.id), made.id, config, command, apart)
             finally:
                 engine.containers.remove(made.id, force=True)
 
@@ -148,12 +156,14 @@ class Runtime:
         with Engine.open(self._subject.root) as engine:
             created = engine.containers.create(APP, ["true"])
             try:
-                return self._run(engine.driver().mounts(created.id), created.id, None)
+                return self._run(engine.driver().mounts(created.id), created.id, None, ("runc",), None)
             finally:
                 engine.containers.remove(created.id, force=True)
 
-    def _run(self, rootfs: Any, name: str, config: dict[str, Any] | None) -> float:
-        """Mount a root file system below a bundle and time `runc run` alone."""
+    def _run(
+        self, rootfs: Any, name: str, config: dict[str, Any] | None, command: tuple[str, ...], apart: Apart | None
+    ) -> float:
+        """Mount a root file system below a bundle and time the runtime's `run` alone."""
         from pylayers.snapshot.mount import mount, unmount
 
         shutil.rmtree(self.place, ignore_errors=True)
@@ -166,7 +176,11 @@ class Runtime:
         (self.place / "config.json").write_text(json.dumps(config))
         mount(rootfs, self.place / "rootfs")
         try:
-            return timed(("runc", "run", "--bundle", str(self.place), name[:12]))
+            call = (*command, "run", "--bundle", str(self.place), name[:12])
+            if apart is None:
+                return timed(call)
+            apart.show_rootfs()
+            return apart.call(lambda: timed(call))
         finally:
             unmount(self.place / "rootfs")
 

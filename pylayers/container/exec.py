@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from pylayers.container.apart import Apart
 from pylayers.container.bundle import minimal_environment, runtime_error
 from pylayers.container.isolation import Process
 from pylayers.container.launch import BUBBLEWRAP
@@ -62,14 +63,19 @@ def execute(
         ]
         command += [*(["--detach"] if detach else []), "--process", str(description), spec.id]
         nothing = subprocess.DEVNULL
-        with _ignoring_interrupts():
-            child = subprocess.Popen(
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
                 command,
                 stdin=stdin_fd if interactive and not detach else nothing,
                 stdout=nothing if detach else stdout_fd,
                 stderr=nothing if detach else stderr_fd,
                 env=minimal_environment(),
             )
+
+        with _ignoring_interrupts():
+            with Apart(spec.runtime_hides, directory / "bundle", directory.parent.parent) as apart:
+                child = apart.call(start)
             code = child.wait()
         if code != 0:
             error = runtime_error(log, process.arguments[0])

@@ -10,8 +10,10 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from pylayers.container.apart import Apart
 from pylayers.container.bundle import CONFIG, encode_config, minimal_environment, runtime_error, write_config
 from pylayers.container.feed import Feed, make_feed
+from pylayers.container.filter import FILTERS, KeptFilter, find_kept
 from pylayers.container.isolation import ContainerMount
 from pylayers.container.network import write_network_files
 from pylayers.container.notice import Notice
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 BUBBLEWRAP = "bwrap"
 # Runtimes that take milliseconds until they read their configuration, begun before there is one.
-SLOW_TO_START = ("runc",)
+SLOW_TO_START = ("crun", "runc")
 FEED_POLL_MS = 5
 LOOK_MS = 100  # for the pid file, beside being told: some file systems may tell nothing
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
@@ -77,6 +79,8 @@ class Launch:
         self._config: dict[str, Any] = {}
         self._files: list[ContainerMount] = []
         self._feed: Feed | None = None
+        self._filter: KeptFilter | None = None
+        self._apart: Apart | None = None
         self._streams = _Streams()
         self._runtime_pid = 0
 
@@ -85,6 +89,7 @@ class Launch:
 
         spec may lack what only the configuration takes, here and for begin. Raises ContainerError, OSError.
         """
+        self._place()  # it takes the time of the rest
         (self._directory / "runtime.log").unlink(missing_ok=True)
         (self._bundle / "pid").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -104,9 +109,13 @@ class Launch:
     def configure(self, spec: ContainerSpec) -> None:
         """Make the configuration. Raises ContainerError, InvalidInput, NotFound, OSError."""
         self._spec = spec
+        if self._apart is not None:
+            self._apart.show_rootfs()
         taken = [mount.target for mount in spec.mounts]
         files = [file for file in self._files if file.target not in taken]
         self._config = make_config(self._bundle, spec, [*files, *spec.mounts])
+        filters = self._directory.parent.parent / FILTERS
+        self._filter = find_kept(filters, spec.runtime_name, spec.runtime[0], self._config)
         if self._feed is not None:
             self._feed.prepare(encode_config(self._config))
 
@@ -129,16 +138,29 @@ class Launch:
                 write_config(self._bundle, encode_config(self._config))
                 self._spawn()
             runtime_pid, self._runtime_pid = self._runtime_pid, 0
-            return self._streams.give(_take(self._directory, self._spec, runtime_pid, self._stays, self._feed))
+            launched = _take(self._directory, self._spec, runtime_pid, self._stays, self._feed)
+            if self._filter is not None:
+                self._filter.keep(self._directory / "runtime" / self._spec.id)
+            return self._streams.give(launched)
         finally:
             self._streams.close()
-            if self._feed is not None:
-                self._feed.close()
+            self._end()
+
+    def _end(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+        if self._apart is not None:
+            self._apart.close()
+
+    def _place(self) -> Apart:
+        if self._apart is None:
+            self._apart = make_apart(self._directory, self._spec)
+        return self._apart
 
     def _spawn(self) -> None:
         standard = self._streams.open(self._spec, self._client_in)
         command = runtime_command(self._directory, self._spec, detach=not self._stays)
-        self._runtime_pid = spawn(command, standard)
+        self._runtime_pid = self._place().call(lambda: spawn(command, standard))
         self._streams.close_given()
 
     def abandon(self) -> None:
@@ -149,8 +171,8 @@ class Launch:
             self._runtime_pid = 0
             delete_from_runtime(self._directory, self._spec)
         self._streams.close()
+        self._end()
         if self._feed is not None:
-            self._feed.close()
             (self._bundle / CONFIG).unlink(missing_ok=True)
 
 
@@ -258,7 +280,8 @@ def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             command = runtime_command(directory, spec, detach=True, console=console.path)
-            launched = _take(directory, spec, spawn(command, (nothing, nothing, nothing)), False, None)
+            runtime_pid = spawn_runtime(command, (nothing, nothing, nothing), directory, spec)
+            launched = _take(directory, spec, runtime_pid, False, None)
             master = console.receive()
         finally:
             os.close(nothing)
@@ -332,6 +355,17 @@ def _start_bubblewrap(
     return Launched(pid, waited, os.pidfd_open(waited))
 
 
+def spawn_runtime(command: list[str], standard: tuple[int, int, int], directory: Path, spec: ContainerSpec) -> int:
+    """Start a container's runtime with these standard streams and return its pid."""
+    with make_apart(directory, spec) as apart:
+        return apart.call(lambda: spawn(command, standard))
+
+
+def make_apart(directory: Path, spec: ContainerSpec) -> Apart:
+    """Return the place where a container's runtime is to be started."""
+    return Apart(spec.runtime_hides, directory / "bundle", directory.parent.parent)
+
+
 def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bool = False) -> int:
     """Start a program with these standard streams and return its pid; for this single-threaded process only.
 
@@ -384,6 +418,6 @@ def forget_in_runtime(directory: Path, spec: ContainerSpec) -> None:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             command = [*runtime_call(directory, spec), "delete", "--force", spec.id]
-            os.waitpid(spawn(command, (nothing, nothing, nothing)), 0)
+            os.waitpid(spawn_runtime(command, (nothing, nothing, nothing), directory, spec), 0)
         finally:
             os.close(nothing)

@@ -42,6 +42,7 @@ class ContainerSpec:
     runtime: tuple[str, ...]  # the runtime's command
     runtime_name: str = "runc"
     runtime_limits: bool = True
+    runtime_hides: str = ""  # see Runtime
     image: str = ""
     image_digest: str = ""
     snapshot_key: str = ""

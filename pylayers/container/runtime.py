@@ -9,30 +9,31 @@ import functools
 import importlib
 import os
 
+from pylayers.container.grace import CGROUP_ROOT
 from pylayers.diff.namespace import in_user_namespace
 from pylayers.errors import InvalidInput, RuntimeMissing
 from pylayers.record import record
 
 OCI_RUNTIMES = ("crun", "runc", "youki")
 BUBBLEWRAP = "bwrap"
-CGROUP_ROOT = "/sys/fs/cgroup"
+ORDER = (*OCI_RUNTIMES, BUBBLEWRAP)
+UNIFIED = f"{CGROUP_ROOT}/unified"
+LIMITING_CONTROLLERS = frozenset(("cpu", "memory", "pids"))  # what --cpus, --memory and --pids-limit need
 CAP_SYS_ADMIN = 21
-
-# crun refuses the hybrid hierarchy; with only cgroup2 in sight, and told to leave cgroups alone, it runs.
-_CGROUP2_ONLY = (
-    "unshare", "--mount", "--propagation", "slave", "sh", "-c",
-    f'mount -t cgroup2 cgroup2 {CGROUP_ROOT} && exec "$@"', "crun",
-)  # fmt: skip
 
 
 @record
 class Runtime:
-    """Name a usable runtime. `command` starts every call; `limits` tells whether it can set cgroup limits."""
+    """Name a usable runtime. `command` starts every call; `limits` tells whether it can set cgroup limits.
+
+    hides: a mount that every call must not see (see apart), "" for none.
+    """
 
     name: str
     command: tuple[str, ...]
     oci: bool = True
     limits: bool = True
+    hides: str = ""
 
 
 @record
@@ -50,7 +51,7 @@ def cgroup_mode() -> str:
     """Return "unified", "hybrid" (v1 controllers beside cgroup2), "legacy" or "none"."""
     if os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
         return "unified"
-    if os.path.exists(f"{CGROUP_ROOT}/unified/cgroup.procs"):
+    if os.path.exists(f"{UNIFIED}/cgroup.procs"):
         return "hybrid"
     try:
         return "legacy" if any(os.scandir(CGROUP_ROOT)) else "none"
@@ -84,7 +85,7 @@ def find_program(name: str) -> str | None:
 
 def probe_runtimes() -> list[RuntimeProbe]:
     """Probe every known runtime, in order of preference."""
-    return [_probe(name, find_program(name) if name != BUBBLEWRAP else find_bubblewrap()) for name in _order()]
+    return [_probe(name, find_program(name) if name != BUBBLEWRAP else find_bubblewrap()) for name in ORDER]
 
 
 def find_runtime(explicit: str | None = None) -> Runtime:
@@ -104,7 +105,7 @@ def find_runtime(explicit: str | None = None) -> Runtime:
             raise RuntimeMissing(f"the runtime {explicit} cannot be used: {probe.reason}")
         return probe.runtime
     probes = []
-    for name in _order():
+    for name in ORDER:
         probe = _probe(name, find_bubblewrap() if name == BUBBLEWRAP else find_program(name))
         if probe.runtime is not None:
             return probe.runtime
@@ -116,10 +117,12 @@ def find_runtime(explicit: str | None = None) -> Runtime:
     )
 
 
-def _order() -> tuple[str, ...]:
-    if cgroup_mode() == "hybrid":
-        return ("runc", "youki", "crun", BUBBLEWRAP)
-    return (*OCI_RUNTIMES, BUBBLEWRAP)
+def cgroup2_controllers() -> frozenset[str]:
+    """Return the controllers that a hybrid hierarchy's cgroup2 has; those of version 1 leave it some, or none."""
+    if cgroup_mode() != "hybrid":
+        return frozenset()
+    with open(f"{UNIFIED}/cgroup.controllers", encoding="ascii") as controllers:
+        return frozenset(controllers.read().split())
 
 
 def _probe(name: str, path: str | None) -> RuntimeProbe:
@@ -137,11 +140,11 @@ def _probe_oci(name: str, path: str) -> RuntimeProbe:
         return RuntimeProbe(name, path, None, "it would mount sysfs and make cgroups, which no user namespace may")
     if cgroup_mode() == "none":
         return RuntimeProbe(name, path, None, f"no cgroup hierarchy is mounted at {CGROUP_ROOT}")
-    if name == "crun" and cgroup_mode() == "hybrid":
-        if find_program("unshare") is None:
-            return RuntimeProbe(name, path, None, "refuses the hybrid cgroup hierarchy, and unshare(1) is missing")
-        command = (*_CGROUP2_ONLY, path, "--cgroup-manager=disabled")
-        return RuntimeProbe(name, path, Runtime(name, command, limits=False))
+    # crun refuses a hybrid hierarchy whose cgroup2 has controllers; without that in sight it works on the others.
+    if name == "crun" and (controllers := cgroup2_controllers()):
+        if elsewhere := sorted(controllers & LIMITING_CONTROLLERS):
+            return RuntimeProbe(name, path, None, f"it cannot use {', '.join(elsewhere)} of a hybrid cgroup hierarchy")
+        return RuntimeProbe(name, path, Runtime(name, (path,), hides=UNIFIED))
     return RuntimeProbe(name, path, Runtime(name, (path,)))
 
 

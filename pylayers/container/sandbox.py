@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pylayers.container import grace
+from pylayers.container.apart import Apart
 from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import encode_config, minimal_environment, runtime_error, write_config
+from pylayers.container.filter import KeptFilter, find_kept
 from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.network import write_network_files
 from pylayers.container.runtime import Runtime
@@ -27,6 +30,7 @@ from pylayers.snapshot.snapshotter import Mount
 
 CHUNK_BYTES = 64 << 10
 KILL_WAIT_SECONDS = 10
+LOOK_MS = 5  # for the filter of a container that has one compiled
 HOSTNAME = "pylayers"
 
 # Called with 1 (stdout) or 2 (stderr) and what was read.
@@ -57,15 +61,18 @@ def run_once(
     stdout_fd: int | None = None,
     stderr_fd: int | None = None,
     cancel_fd: int | None = None,
+    filters: Path | None = None,
 ) -> ExitStatus:
     """Mount rootfs, run a process in it, and take everything down again.
 
     Output goes to the callback as it comes, else to stdout_fd and stderr_fd (default: this process's own). stdin is
     empty unless stdin_fd is given. With process.terminal the runtime uses this process's terminal (stdin_fd, or 0).
     Ctrl-C, SIGTERM (in the main thread), an error in the callback and a readable cancel_fd kill the container first.
-    Mount points made for the run don't stay in rootfs. The bundle is made in work_directory.
+    Mount points made for the run don't stay in rootfs. The bundle is made in work_directory. filters is a folder of
+    compiled seccomp filters, see filter.
     Raises ContainerError (exit_code 125, 126, 127), DriverError, PermissionDenied, Unsupported, Cancelled.
     """
+    grace.begin()
     run_id = f"run-{secrets.token_hex(8)}"
     folder = work_directory / run_id
     isolation = replace(isolation or Isolation(), hostname=(isolation and isolation.hostname) or HOSTNAME)
@@ -79,6 +86,8 @@ def run_once(
                 stubs = stubs_for([mount["destination"] for mount in config["mounts"]])
                 try:
                     run = _Run(runtime, folder, run_id, config=config, output=output, cancel_fd=cancel_fd)
+                    if filters is not None:
+                        run.kept = find_kept(filters, runtime.name, runtime.command[0], config)
                     return run.run(stdin_fd, stdout_fd, stderr_fd)
                 finally:
                     stubs.remove()
@@ -165,6 +174,7 @@ class _Run:
         self.output = output
         self.cancel_fd = cancel_fd
         self.log = folder / "log.json"
+        self.kept: KeptFilter | None = None
 
     def _command(self) -> list[str]:
         if not self.runtime.oci:
@@ -183,12 +193,11 @@ class _Run:
         if terminal and stdin_fd is None:
             stdin_fd = 0
         with terminable():
-            child = subprocess.Popen(
+            child = self._start(
                 self._command(),
                 stdin=subprocess.DEVNULL if stdin_fd is None else stdin_fd,
                 stdout=subprocess.PIPE if piped else stdout_fd,
                 stderr=subprocess.PIPE if piped else stderr_fd,
-                env=minimal_environment(),
                 # Ctrl-C must reach us alone: we kill the container and clean up. A terminal needs its own group.
                 process_group=None if terminal else 0,
             )
@@ -203,6 +212,14 @@ class _Run:
                     if stream is not None:
                         stream.close()
         return self._status(code)
+
+    def _start(self, command: list[str], **given: Any) -> subprocess.Popen[bytes]:
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, env=minimal_environment(), **given)
+
+        # The data root, as a rule: other steps' bundles lie beside this one, and containers'.
+        with Apart(self.runtime.hides, self.folder, self.folder.parent.parent.parent) as apart:
+            return apart.call(start)
 
     def _status(self, code: int) -> ExitStatus:
         if code < 0:
@@ -225,7 +242,9 @@ class _Run:
                 poll.register(self.cancel_fd, select.POLLIN)
             waiting = {*streams, ended}
             while waiting:
-                for descriptor, _ in poll.poll():
+                if self.kept is not None and self.kept.keep(self.folder / "runtime" / self.run_id):
+                    self.kept = None
+                for descriptor, _ in poll.poll(None if self.kept is None else LOOK_MS):
                     if descriptor == self.cancel_fd:
                         raise Cancelled("the run was cancelled", exit_code=130)
                     content = os.read(descriptor, CHUNK_BYTES) if descriptor in streams else b""
@@ -240,15 +259,15 @@ class _Run:
     def _kill(self, child: subprocess.Popen[bytes]) -> None:
         """Kill the container's first process, and with it all of it, then the runtime."""
         if self.runtime.oci and child.poll() is None:
-            subprocess.run(
-                [*self._runtime_call(), "delete", "--force", self.run_id],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=minimal_environment(),
-                timeout=KILL_WAIT_SECONDS,
-                check=False,
-            )
+            nothing = subprocess.DEVNULL
+            command = [*self._runtime_call(), "delete", "--force", self.run_id]
+            deletion = self._start(command, stdin=nothing, stdout=nothing, stderr=nothing)
+            try:
+                deletion.wait(timeout=KILL_WAIT_SECONDS)
+            except BaseException:
+                deletion.kill()
+                deletion.wait()
+                raise
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=1)
         if child.poll() is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def read_mount_table() -> str:
-    """Return this mount namespace's mountinfo."""
-    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    """Return the mountinfo of the calling thread's mount namespace."""
+    return Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape")
 
 
 def mount_points_below(directory: Path) -> list[Path]:

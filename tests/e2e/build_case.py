@@ -44,9 +44,9 @@ def open_with_base(root: Path) -> Engine:
     return engine
 
 
-def open_with_busybox(root: Path, scratch: Path, driver: str = "overlay2") -> Engine:
-    """Open an engine whose store has a runnable image `busybox`; runs containers with runc."""
-    engine = Engine.open(root, driver=driver, runtime="runc")
+def open_with_busybox(root: Path, scratch: Path, driver: str = "overlay2", runtime: str = "runc") -> Engine:
+    """Open an engine whose store has a runnable image `busybox`."""
+    engine = Engine.open(root, driver=driver, runtime=runtime)
     engine.images.import_(io.BytesIO(tar_busybox(scratch)), "busybox", changes=['CMD ["sh"]'])
     return engine
 

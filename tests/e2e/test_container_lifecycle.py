@@ -86,7 +86,7 @@ class House:
             rootfs=tuple(self.rootfs.mounts),
             runtime=self.runtime.command,
             runtime_name=self.runtime.name,
-            runtime_limits=self.runtime.limits,
+            runtime_limits=self.runtime.limits, runtime_hides=self.runtime.hides,
             **options,
         )
         directory = self.containers / container_id

@@ -55,18 +55,19 @@ with Ahead(attach=True) as ahead:
 
 
 class Case:
-    """Make specs of containers whose runtime is runc, or a script that stands before it."""
+    """Make specs of containers with a runtime, or a script that stands before it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str) -> None:
         self.directory = directory
         self.rootfs = Rootfs(directory)
-        self.runc = runtime("runc")
+        self.runtime = runtime(name)
 
     def spec(self, *arguments: str, program: Path | None = None, **given: object) -> ContainerSpec:
         values = {
             "id": secrets.token_hex(32), "name": "one", "process": Process(arguments=arguments),
-            "rootfs": tuple(self.rootfs.mounts), "runtime": (str(program),) if program else self.runc.command,
-            "runtime_name": "runc", "runtime_limits": self.runc.limits,
+            "rootfs": tuple(self.rootfs.mounts), "runtime": (str(program),) if program else self.runtime.command,
+            "runtime_name": self.runtime.name, "runtime_limits": self.runtime.limits,
+            "runtime_hides": self.runtime.hides,
         }  # fmt: skip
         return ContainerSpec(**{**values, **given})
 
@@ -79,17 +80,17 @@ class Case:
         return self.place(spec)
 
     def program(self, script: str) -> Path:
-        """Write a program that stands for runc; $bundle is the bundle, "$runc" "$@" goes on."""
-        path = self.directory / "runc"
+        """Write a program that stands for the runtime; $bundle is the bundle, "$real" "$@" goes on."""
+        path = self.directory / self.runtime.name
         find = 'for last in "$@"; do\n[ "$before" = --bundle ] && bundle=$last\nbefore=$last\ndone\n'
-        path.write_text(f"#!/bin/sh\nrunc={self.runc.command[0]}\n{find}{script}")
+        path.write_text(f"#!/bin/sh\nreal={self.runtime.command[0]}\n{find}{script}")
         path.chmod(0o755)
         return path
 
 
-@pytest.fixture
-def case(tmp_path: Path) -> Iterator[Case]:
-    made = Case(tmp_path)
+@pytest.fixture(params=["runc", "crun"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    made = Case(tmp_path, request.param)
     yield made
     parent = tmp_path / "containers"
     for folder in parent.iterdir() if parent.exists() else ():
@@ -114,7 +115,7 @@ def processes(word: str) -> list[str]:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if word in line and "runc" in line:
+            if word in line and ("runc" in line or "crun" in line):
                 found.append(line)
     return found
 
@@ -151,7 +152,7 @@ def test_config_json_is_a_file_once_it_runs(case: Case, attach: bool, capfd: pyt
     ids=["read-to-its-end-twice", "read-in-part", "read-late"],
 )
 def test_a_runtime_may_read_its_configuration_as_it_likes(case: Case, before: str) -> None:
-    directory = case.create("/bin/sh", "-c", "exit 4", program=case.program(f'{before}\nexec "$runc" "$@"\n'))
+    directory = case.create("/bin/sh", "-c", "exit 4", program=case.program(f'{before}\nexec "$real" "$@"\n'))
     assert start(directory, attach=True) == 4
     content = (directory / "bundle" / "config.json").read_bytes()
     for copy in ("read", "again"):
@@ -160,7 +161,7 @@ def test_a_runtime_may_read_its_configuration_as_it_likes(case: Case, before: st
             assert copy != "again" or (directory / copy).read_bytes() == content
 
 
-@pytest.mark.parametrize("program", [None, 'cat "$bundle/config.json" > /dev/null\nexec "$runc" "$@"\n'])
+@pytest.mark.parametrize("program", [None, 'cat "$bundle/config.json" > /dev/null\nexec "$real" "$@"\n'])
 def test_a_configuration_larger_than_a_pipe(case: Case, program: str | None) -> None:
     environment = tuple(f"V{number}={'x' * 1000}" for number in range(300))
     process = Process(arguments=("/bin/sh", "-c", "exit ${#V299}"), environment=environment)
@@ -229,7 +230,7 @@ def test_a_configuration_that_cannot_be_made_after_the_runtime_was_begun(case: C
 
 
 def test_a_runtime_that_is_missing(case: Case) -> None:
-    directory = case.create("/bin/true", program=case.directory / "none" / "runc")
+    directory = case.create("/bin/true", program=case.directory / "none" / case.runtime.name)
     with pytest.raises(ContainerError, match="No such file"):
         start(directory, attach=True)
     assert mount_points_below(directory) == []
@@ -302,7 +303,7 @@ def test_the_monitor_is_killed(case: Case, told: bool, recorded: bool) -> None:
 
 
 def test_a_runtime_whose_monitor_was_killed_before_it_opens_its_configuration(case: Case) -> None:
-    spec = case.spec("/bin/true", program=case.program('sleep 0.5\nexec "$runc" "$@"\n'))
+    spec = case.spec("/bin/true", program=case.program('sleep 0.5\nexec "$real" "$@"\n'))
     with Ahead(attach=True) as ahead:
         ahead.begin(case.place(spec), spec)
         ahead.expect()

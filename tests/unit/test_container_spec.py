@@ -267,19 +267,21 @@ def _no_module(name: str) -> None:
 
 
 def test_crun_in_a_hybrid_hierarchy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It doesn't see a cgroup2 with controllers, at which it would refuse, and isn't taken where limits need those."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    for name in ("crun", "runc", "unshare"):
+    for name in ("crun", "runc"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(runtimes, "cgroup_mode", lambda: "hybrid")
-    assert find_runtime().name == "runc"
-    wrapped = find_runtime("crun")
-    assert wrapped.command[0] == "unshare"
-    assert not wrapped.limits
-    monkeypatch.setattr(runtimes, "cgroup_mode", lambda: "unified")
-    assert find_runtime().command == (str(tmp_path / "crun"),)
+    cases = (((), "crun", ""), (("hugetlb",), "crun", runtimes.UNIFIED), (("pids",), "runc", ""))
+    for controllers, first, hides in cases:
+        monkeypatch.setattr(runtimes, "cgroup2_controllers", lambda names=controllers: frozenset(names))
+        found = find_runtime()
+        assert (found.name, found.command, found.limits) == (first, (str(tmp_path / first),), True)
+        assert found.hides == hides
+    with pytest.raises(RuntimeMissing, match="cannot use pids"):
+        find_runtime("crun")
 
 
 def test_signals() -> None:

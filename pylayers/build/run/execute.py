@@ -17,6 +17,7 @@ from pylayers.build.run.step import SCRIPT_FOLDER, find_script
 from pylayers.build.session import BuildSession
 from pylayers.build.state import StageState
 from pylayers.container import sandbox
+from pylayers.container.filter import FILTERS
 from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.diff.write import write_layer
 from pylayers.dockerfile import instructions as df
@@ -114,6 +115,7 @@ def execute_process(
                 mounts=lent,
                 output=take_output,
                 cancel_fd=session.cancel_fd,
+                filters=session.store.directory(FILTERS),
             ).code
         except sandbox.Cancelled:
             session.check_cancelled()

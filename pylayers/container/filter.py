@@ -1,0 +1,83 @@
+"""Keep the seccomp filters that crun compiles: compiling one is a third of its work.
+
+crun leaves the filter of a running container in its state directory, and takes one that is compiled already by an
+annotation. A kept one is used for the same rules, by the same crun, libraries (ld.so's cache) and kernel.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from pylayers.oci.digest import hex_of
+from pylayers.store.file import write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ANNOTATION = "run.oci.seccomp_bpf_data"
+COMPILED = "seccomp.bpf"  # crun's name for it
+FILTERS = "runtimes"  # the data root's folder for them
+SUFFIX = ".bpf"
+KEPT_LIMIT = 32
+INSTRUCTION_BYTES = 8
+LIMIT_BYTES = 4096 * INSTRUCTION_BYTES  # the kernel's
+HEX_LENGTH = 64
+
+
+class KeptFilter:
+    """The filter of one set of rules (`linux.seccomp`), in a folder of such."""
+
+    def __init__(self, folder: Path, runtime: str, rules: dict[str, Any]) -> None:
+        key = [rules, *map(_identify, (runtime, "/etc/ld.so.cache")), *os.uname()[2:]]
+        self._path = folder / f"{hex_of(json.dumps(key).encode())}{SUFFIX}"
+
+    def lend(self, config: dict[str, Any]) -> bool:
+        """Put the filter into a configuration, beside its rules; False where none is kept."""
+        try:
+            kept = self._path.read_bytes()
+        except FileNotFoundError:
+            return False
+        content = kept[HEX_LENGTH:]
+        if hex_of(content).encode() != kept[:HEX_LENGTH]:  # a power cut
+            return False
+        config.setdefault("annotations", {})[ANNOTATION] = binascii.b2a_base64(content, newline=False).decode()
+        return True
+
+    def keep(self, state: Path) -> bool:
+        """Keep what the state directory of a container that was just started has, for those to come, if it has any.
+
+        A container may have ended again by then, and on a full disk nothing is kept.
+        """
+        with contextlib.suppress(OSError):
+            content = (state / COMPILED).read_bytes()
+            if not content or len(content) % INSTRUCTION_BYTES or len(content) > LIMIT_BYTES:
+                return False
+            kept = [name for name in os.listdir(self._path.parent) if name.endswith(SUFFIX)]
+            if len(kept) >= KEPT_LIMIT:
+                for name in kept:
+                    (self._path.parent / name).unlink(missing_ok=True)
+            write_file(self._path, hex_of(content).encode() + content, durable=False)
+            return True
+        return False
+
+
+def find_kept(folder: Path, runtime_name: str, runtime: str, config: dict[str, Any]) -> KeptFilter | None:
+    """Lend a configuration the filter that is kept for it; where it has yet to be compiled, return what keeps it."""
+    rules = config["linux"].get("seccomp")
+    if runtime_name != "crun" or not rules or not folder.is_dir():
+        return None
+    kept = KeptFilter(folder, runtime, rules)
+    return None if kept.lend(config) else kept
+
+
+def _identify(path: str) -> list[int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]

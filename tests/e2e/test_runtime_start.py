@@ -1,0 +1,205 @@
+"""What a runtime's start is spared or kept from: a mount that it must not see, a wait, the compiling of a filter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from busybox_rootfs import Rootfs, needs_root, runtime
+
+from pylayers._native import sysmount
+from pylayers.container import grace
+from pylayers.container import runtime as runtimes
+from pylayers.container.apart import Apart
+from pylayers.container.filter import ANNOTATION, COMPILED, FILTERS, KEPT_LIMIT, SUFFIX, KeptFilter, find_kept
+from pylayers.container.isolation import Isolation, Process
+from pylayers.container.sandbox import run_once
+from pylayers.engine import Engine
+from pylayers.engine.container import ContainerOptions
+from pylayers.snapshot.mount import mount_points_below
+from tests.e2e.build_case import open_with_busybox
+
+pytestmark = [pytest.mark.root, needs_root]
+
+RULES = {"defaultAction": "SCMP_ACT_ALLOW"}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for point in mount_points_below(tmp_path):
+        sysmount.unmount(os.fsencode(point))
+
+
+def mount_memory(path: Path, content: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    sysmount.mount(b"test", os.fsencode(path), b"tmpfs")
+    (path / content).touch()
+    return path
+
+
+def test_one_mount_is_hidden_from_what_is_started(place: Path) -> None:
+    hidden, other = mount_memory(place / "hidden", "secret"), mount_memory(place / "other", "plain")
+    with Apart(str(hidden), place / "bundle", place) as apart:
+        assert apart.call(lambda: (os.listdir(hidden), os.listdir(other))) == ([], ["plain"])
+        assert apart.call(lambda: subprocess.run(["ls", hidden], capture_output=True, check=True).stdout) == b""
+        assert os.listdir(hidden) == ["secret"]
+        mine, there = os.readlink("/proc/self/ns/mnt"), apart.call(lambda: os.readlink("/proc/thread-self/ns/mnt"))
+        assert mine != there
+        assert os.readlink("/proc/self/ns/mnt") == mine
+    with Apart("", place / "bundle", place) as here:
+        assert here.call(lambda: os.listdir(hidden)) == ["secret"]
+
+
+def test_other_bundles_are_given_up_and_the_own_is_shown(place: Path) -> None:
+    """A program that runs for long must keep no other container's file system busy."""
+    hidden = mount_memory(place / "hidden", "secret")
+    own, other = place / "one" / "bundle", place / "two" / "bundle"
+    mount_memory(other / "rootfs", "theirs")
+    early = mount_memory(place / "three" / "bundle" / "rootfs", "early")
+    with Apart(str(hidden), early.parent, place) as apart:
+        assert apart.call(lambda: (os.listdir(other / "rootfs"), os.listdir(early))) == ([], ["early"])
+    with Apart(str(hidden), own, place) as apart:
+        assert apart.call(lambda: os.listdir(other / "rootfs")) == []
+        mount_memory(own / "rootfs", "mine")
+        apart.show_rootfs()
+        assert apart.call(lambda: os.listdir(own / "rootfs")) == ["mine"]
+    assert os.listdir(other / "rootfs") == ["theirs"]
+
+
+def test_what_fails_apart_is_raised_here(place: Path) -> None:
+    with Apart(str(place / "missing"), place, place) as apart:
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                apart.call(lambda: None)
+    hidden = mount_memory(place / "hidden", "secret")
+    with Apart(str(hidden), place, place) as apart:
+        with pytest.raises(ZeroDivisionError):
+            apart.call(lambda: 1 // 0)
+        assert apart.call(lambda: 7) == 7
+
+
+def test_the_wait_moves_nobody() -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    procs = grace.find_own_procs()
+    if procs is None:
+        pytest.skip("no cgroup of this process may be written")
+    assert str(os.getpid()) in Path(procs).read_text().split()
+    grace.begin()
+    assert grace._lock.locked()
+    grace.begin()  # the one thread goes on for longer
+    end_s = time.monotonic() + 10
+    while grace._lock.locked():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    assert Path("/proc/self/cgroup").read_text() == before
+
+
+def test_the_wait_is_done_without_where_nothing_may_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(grace, "CGROUP_ROOT", str(tmp_path))
+    assert grace.find_own_procs() is None
+    grace.begin()
+    assert not grace._lock.locked()
+
+
+def test_a_filter_is_kept_for_the_same_rules(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    config = {"linux": {"seccomp": RULES}}
+    kept = find_kept(tmp_path, "crun", "/bin/sh", config)
+    assert kept is not None
+    assert not kept.keep(state)  # it has ended already
+    for wrong in (b"", b"1234567", bytes(8 * 4097)):
+        (state / COMPILED).write_bytes(wrong)
+        assert not kept.keep(state)
+    (state / COMPILED).write_bytes(b"8 bytes.")
+    assert kept.keep(state)
+    assert find_kept(tmp_path, "crun", "/bin/sh", config) is None
+    assert config["annotations"] == {ANNOTATION: "OCBieXRlcy4="}
+    for runtime_name, program, rules in (
+        ("runc", "/bin/sh", RULES), ("crun", "/bin/ls", RULES), ("crun", "/bin/sh", {"defaultAction": "SCMP_ACT_KILL"}),
+    ):  # fmt: skip
+        other = {"linux": {"seccomp": rules}}
+        assert (find_kept(tmp_path, runtime_name, program, other) is None) == (runtime_name == "runc")
+        assert "annotations" not in other
+    assert find_kept(tmp_path, "crun", "/bin/sh", {"linux": {}}) is None  # a privileged container
+
+
+def test_a_damaged_filter_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / COMPILED).write_bytes(b"8 bytes.")
+    kept = KeptFilter(tmp_path, "/bin/sh", RULES)
+    assert kept.keep(tmp_path)
+    path = next(path for path in tmp_path.iterdir() if path.suffix == SUFFIX and path.name != COMPILED)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert not kept.lend({})
+    path.write_bytes(b"")
+    assert not kept.lend({})
+    assert kept.keep(tmp_path)
+    assert kept.lend({})
+
+
+def test_filters_do_not_pile_up(tmp_path: Path) -> None:
+    folder = tmp_path / FILTERS
+    folder.mkdir()
+    (tmp_path / COMPILED).write_bytes(b"8 bytes.")
+    for number in range(KEPT_LIMIT + 3):
+        assert KeptFilter(folder, "/bin/sh", {"number": number}).keep(tmp_path)
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.fixture
+def crun(tmp_path: Path) -> Iterator[Engine]:
+    chosen = runtime("crun")
+    with open_with_busybox(tmp_path / "root", tmp_path, runtime=chosen.name) as opened:
+        yield opened
+        for container in opened.containers.list(everything=True):
+            opened.containers.remove(container.id, force=True)
+    assert mount_points_below(tmp_path) == []
+
+
+def test_crun_runs_under_the_kept_filter(crun: Engine, capfd: pytest.CaptureFixture[str]) -> None:
+    """Containers, those behind them in the same one, and steps of a build: none is without a filter."""
+    script = "grep Seccomp: /proc/self/status; unshare -U true; sleep 0.2"
+    seen = []
+    for name in ("first", "second"):
+        container, code = crun.containers.run("busybox", ["sh", "-c", script], ContainerOptions(name=name))
+        assert code == 0
+        seen.append([(record.stream, record.text) for record in crun.containers.logs(name)])
+        config = (crun.root / "containers" / container.id / "bundle" / "config.json").read_text()
+        assert (ANNOTATION in config) == (name == "second")
+    assert seen[0] == seen[1]
+    assert ("stdout", "Seccomp:\t2\n") in seen[0]
+    crun.containers.run("busybox", ["sleep", "600"], ContainerOptions(name="third"), detach=True)
+    capfd.readouterr()
+    assert crun.containers.exec("third", ["sh", "-c", "grep Seccomp: /proc/self/status"]) == 0
+    assert capfd.readouterr().out == "Seccomp:\t2\n"
+
+
+def test_a_step_keeps_its_filter(tmp_path: Path) -> None:
+    rootfs, chosen = Rootfs(tmp_path), runtime("crun")
+    folder = tmp_path / FILTERS
+    folder.mkdir()
+    output: list[bytes] = []
+    for _ in range(2):
+        status = run_once(
+            rootfs.mounts, Process(arguments=("sh", "-c", "grep Seccomp: /proc/self/status; sleep 0.2")),
+            runtime=chosen, work_directory=tmp_path, output=lambda _, content: output.append(content), filters=folder,
+        )  # fmt: skip
+        assert status.code == 0
+        assert len(list(folder.iterdir())) == 1
+    assert b"".join(output) == b"Seccomp:\t2\n" * 2
+
+
+def test_crun_limits_what_it_is_told_to(crun: Engine, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also on a machine whose hierarchy it refuses as it is."""
+    if runtimes.cgroup_mode() == "unified":
+        pytest.skip("a hierarchy of version 2 alone: crun needs nothing hidden")
+    limited = ContainerOptions(remove=True, isolation=Isolation(memory_bytes=64 << 20, pids=33, cpus=0.5))
+    paths = ("memory/memory.limit_in_bytes", "pids/pids.max", "cpu/cpu.cfs_quota_us")
+    command = "; ".join(f"cat /sys/fs/cgroup/{path}" for path in paths)
+    assert crun.containers.run("busybox", ["sh", "-c", command], limited)[1] == 0
+    assert capfd.readouterr().out.split() == ["67108864", "33", "50000"]
