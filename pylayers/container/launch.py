@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BUBBLEWRAP = "bwrap"
 # Runtimes that take milliseconds until they read their configuration, begun before there is one.
 SLOW_TO_START = ("crun", "runc")
-FEED_POLL_MS = 5
+FEED_POLL_MS = 1
 LOOK_MS = 100  # for the pid file, beside being told: some file systems may tell nothing
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
