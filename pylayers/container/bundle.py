@@ -19,10 +19,11 @@ LOG_LIMIT_BYTES = 1 << 20
 # Words of runc, crun and youki. What a path is missing for matters: only the command itself means 127.
 _NOT_FOUND = (
     r"executable file not found|executable file `.*` not found|exec:? .*no such file or directory|"
-    r"exec.*: No such file or directory|open executable: No such file"
+    r"exec.*: No such file or directory|open executable: No such file|chdir .*: No such file or directory"
 )
 _NOT_EXECUTABLE = (
-    r"exec.*permission denied|open executable: Permission denied|exec format error|exec.*is a directory"
+    r"exec.*permission denied|open executable: Permission denied|chdir .*: Permission denied|exec format error|"
+    r"exec.*is a directory"
 )
 
 
@@ -53,7 +54,7 @@ def runtime_error(log: Path, command: str) -> ContainerError | None:
     exit_code, hint = 125, None
     if re.search(_NOT_FOUND, message, re.IGNORECASE):
         exit_code, hint = 127, f"is {command} in the image, and its interpreter or loader with it?"
-        if "chdir to cwd" in message:
+        if "chdir" in message:
             hint = "the working directory has to be there already"
     elif re.search(_NOT_EXECUTABLE, message, re.IGNORECASE):
         exit_code, hint = 126, f"is {command} executable, and built for this machine?"

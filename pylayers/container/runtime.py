@@ -121,7 +121,7 @@ def cgroup2_controllers() -> frozenset[str]:
     """Return the controllers that a hybrid hierarchy's cgroup2 has; those of version 1 leave it some, or none."""
     if cgroup_mode() != "hybrid":
         return frozenset()
-    with open(f"{UNIFIED}/cgroup.controllers", encoding="ascii") as controllers:
+    with open(f"{UNIFIED}/cgroup.controllers", encoding="utf-8") as controllers:
         return frozenset(controllers.read().split())
 
 
