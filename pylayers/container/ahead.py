@@ -49,7 +49,8 @@ class Ahead:
         if not is_alone():
             return
         self._directory = directory
-        grace.begin()
+        if spec.runtime_limits:
+            grace.begin()
         try:
             make_directory(directory)
             lock_fd = self._held.enter_context(locked(directory))

@@ -72,7 +72,8 @@ def run_once(
     compiled seccomp filters, see filter.
     Raises ContainerError (exit_code 125, 126, 127), DriverError, PermissionDenied, Unsupported, Cancelled.
     """
-    grace.begin()
+    if runtime.limits:
+        grace.begin()
     run_id = f"run-{secrets.token_hex(8)}"
     folder = work_directory / run_id
     isolation = replace(isolation or Isolation(), hostname=(isolation and isolation.hostname) or HOSTNAME)

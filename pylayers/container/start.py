@@ -72,7 +72,8 @@ def _begin(directory: Path, attach: bool, client: tuple[int, int, int]) -> tuple
                     f"container {spec.name or spec.id[:12]} is already running", hint="pylayers logs --follow"
                 )
             return None
-        grace.begin()
+        if spec.runtime_limits:
+            grace.begin()
         clean_leftovers(directory, spec)
         return spec, *spawn_monitor(directory, spec, lock_fd, attached_streams(client, spec, attach), stays=attach)
 
