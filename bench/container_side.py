@@ -33,7 +33,7 @@ UNIFIED = ("unshare", "--mount", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgro
 READ_BYTES = 1 << 23
 QUIET_S = 0.2  # the disk is taken to be at rest after as long without a request
 SETTLED_WITHIN_S = 10.0
-REST_S = 0.3  # since another start, ours or theirs: behind it the kernel's cgroup lock is quick to get (container/grace.py)
+REST_S = 0.3  # since another start, ours or theirs: just after it the kernel's cgroup lock is quick to get
 
 Sample = Callable[[], float]
 
