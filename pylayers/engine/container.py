@@ -9,7 +9,7 @@ from pathlib import Path
 from pylayers.container import record
 from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.record import ContainerSpec, State
-from pylayers.engine.reap import CONTAINER_LABEL, find_ended, find_forgotten, is_made
+from pylayers.engine.reap import CONTAINER_LABEL, find_ended, find_forgotten, find_unmade, is_made
 from pylayers.errors import Conflict, NotFound
 from pylayers.image.view import load_image
 from pylayers.record import field
@@ -384,8 +384,10 @@ class ContainerActions:
         return describe_container(record.load_spec(directory), record.load_state(directory), directory)
 
     def prune(self) -> Sequence[str]:
-        """Remove every container that isn't running; return their ids."""
+        """Remove every container that isn't running, and what is left of one that was never whole; return their ids."""
         self.reap()
+        for container_id in find_unmade(self._parent):
+            self._discard(container_id)
         return [
             self.remove(container.id) for container in self.list(everything=True) if not container.running
         ]

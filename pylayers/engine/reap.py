@@ -6,12 +6,14 @@ directory without a record, an empty config.json.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from pylayers.container.record import CONFIG, RUNNING, boot_id, load_spec, load_state
+from pylayers.container.record import CONFIG, LOCK, RUNNING, boot_id, load_spec, load_state
 from pylayers.errors import NotFound
 from pylayers.store.file import write_file
 from pylayers.store.holder import ContainerRecord
@@ -46,6 +48,27 @@ def find_ended(parent: Path) -> Iterator[str]:
         if folder.stat(follow_symlinks=False).st_mtime < booted_s and _is_over(directory):
             yield directory.name
     write_file(marker, boot.encode(), durable=False)
+
+
+def find_unmade(parent: Path) -> Iterator[str]:
+    """Yield the ids of directories that were to become containers, whose caller and monitor have both been killed."""
+    oldest_s = time.time() - REAP_AFTER_NS / 1e9
+    with os.scandir(parent) as entries:
+        folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for folder in folders:
+        if is_made(Path(folder)):
+            continue
+        with suppress(FileNotFoundError):  # nobody has begun to start it, or it has gone
+            descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                dead = os.fstat(descriptor).st_mtime < oldest_s
+            except BlockingIOError:
+                dead = False
+            finally:
+                os.close(descriptor)
+            if dead:
+                yield os.path.basename(folder)
 
 
 def is_made(directory: Path) -> bool:

@@ -302,6 +302,42 @@ def test_the_monitor_is_killed(case: Case, told: bool, recorded: bool) -> None:
     await_true(lambda: processes(spec.id) == [])
 
 
+def is_dead(pid: int) -> bool:
+    """Tell whether a process is gone, but for its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_both_are_killed(engine: Engine, case: Case) -> None:
+    """What they leave goes with a prune, as soon as it can't be something that is being made."""
+    from pylayers.container.record import spec_to_json
+
+    spec = case.spec("/bin/true", remove_on_exit=True)
+    place = engine.root / "containers" / spec.id
+    caller = subprocess.Popen(
+        [sys.executable, "-c", BEGIN, str(place), spec_to_json(spec), "told"],
+        stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert caller.stdout is not None
+    monitor = int(caller.stdout.readline())
+    await_true(lambda: mount_points_below(place) != [])
+    engine.containers.prune()
+    assert place.exists()
+    os.kill(monitor, signal.SIGKILL)
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    await_true(lambda: is_dead(monitor))
+    engine.containers.prune()
+    assert place.exists()
+    os.utime(place / "lock", (1, 1))
+    engine.containers.prune()
+    assert not place.exists()
+    await_true(lambda: processes(spec.id) == [])
+
+
 def test_a_runtime_whose_monitor_was_killed_before_it_opens_its_configuration(case: Case) -> None:
     spec = case.spec("/bin/true", program=case.program('sleep 0.5\nexec "$real" "$@"\n'))
     with Ahead(attach=True) as ahead:
