@@ -30,23 +30,33 @@ HEX_LENGTH = 64
 
 
 class KeptFilter:
-    """The filter of one set of rules (`linux.seccomp`), in a folder of such."""
+    """The filter of one set of rules (`linux.seccomp`), in a folder of such; it may have to be compiled yet."""
 
     def __init__(self, folder: Path, runtime: str, rules: dict[str, Any]) -> None:
         key = [rules, *map(_identify, (runtime, "/etc/ld.so.cache")), *os.uname()[2:]]
+        self.rules = rules
         self._path = folder / f"{hex_of(json.dumps(key).encode())}{SUFFIX}"
+        self._annotation = self._read()
 
-    def lend(self, config: dict[str, Any]) -> bool:
-        """Put the filter into a configuration, beside its rules; False where none is kept."""
+    @property
+    def is_kept(self) -> bool:
+        """Tell whether it is there."""
+        return bool(self._annotation)
+
+    def lend(self, config: dict[str, Any]) -> None:
+        """Put the filter, if it is there, into a configuration with these rules, beside them."""
+        if self._annotation:
+            config.setdefault("annotations", {})[ANNOTATION] = self._annotation
+
+    def _read(self) -> str:
         try:
             kept = self._path.read_bytes()
         except FileNotFoundError:
-            return False
+            return ""
         content = kept[HEX_LENGTH:]
         if hex_of(content).encode() != kept[:HEX_LENGTH]:  # a power cut
-            return False
-        config.setdefault("annotations", {})[ANNOTATION] = binascii.b2a_base64(content, newline=False).decode()
-        return True
+            return ""
+        return binascii.b2a_base64(content, newline=False).decode()
 
     def keep(self, state: Path) -> bool:
         """Keep what the state directory of a container that was just started has, for those to come, if it has any.
@@ -66,13 +76,11 @@ class KeptFilter:
         return False
 
 
-def find_kept(folder: Path, runtime_name: str, runtime: str, config: dict[str, Any]) -> KeptFilter | None:
-    """Lend a configuration the filter that is kept for it; where it has yet to be compiled, return what keeps it."""
-    rules = config["linux"].get("seccomp")
+def find_filter(folder: Path, runtime_name: str, runtime: str, rules: dict[str, Any] | None) -> KeptFilter | None:
+    """Return the filter of some rules; None where there are none, or the runtime takes no compiled one."""
     if runtime_name != "crun" or not rules or not folder.is_dir():
         return None
-    kept = KeptFilter(folder, runtime, rules)
-    return None if kept.lend(config) else kept
+    return KeptFilter(folder, runtime, rules)
 
 
 def _identify(path: str) -> list[int] | None:

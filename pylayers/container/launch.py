@@ -13,7 +13,7 @@ from pathlib import Path
 from pylayers.container.apart import Apart
 from pylayers.container.bundle import CONFIG, encode_config, minimal_environment, runtime_error, write_config
 from pylayers.container.feed import Feed, make_feed
-from pylayers.container.filter import FILTERS, KeptFilter, find_kept
+from pylayers.container.filter import FILTERS, KeptFilter, find_filter
 from pylayers.container.isolation import ContainerMount
 from pylayers.container.network import write_network_files
 from pylayers.container.notice import Notice
@@ -104,7 +104,7 @@ class Launch:
                 self._spawn()
         from pylayers.container.spec import load_rules  # in the time that it takes to start
 
-        load_rules(self._spec.isolation, cgroup_limits=self._spec.runtime_limits)
+        self._find_filter(load_rules(self._spec.isolation, cgroup_limits=self._spec.runtime_limits))
 
     def configure(self, spec: ContainerSpec) -> None:
         """Make the configuration. Raises ContainerError, InvalidInput, NotFound, OSError."""
@@ -114,10 +114,17 @@ class Launch:
         taken = [mount.target for mount in spec.mounts]
         files = [file for file in self._files if file.target not in taken]
         self._config = make_config(self._bundle, spec, [*files, *spec.mounts])
-        filters = self._directory.parent.parent / FILTERS
-        self._filter = find_kept(filters, spec.runtime_name, spec.runtime[0], self._config)
+        rules = self._config["linux"].get("seccomp")
+        if self._filter is None or self._filter.rules is not rules:
+            self._find_filter(rules)
+        if self._filter is not None:
+            self._filter.lend(self._config)
         if self._feed is not None:
             self._feed.prepare(encode_config(self._config))
+
+    def _find_filter(self, rules: dict[str, Any] | None) -> None:
+        filters = self._directory.parent.parent / FILTERS
+        self._filter = find_filter(filters, self._spec.runtime_name, self._spec.runtime[0], rules)
 
     def complete(self) -> Launched:
         """Let the container start. Raises ContainerError with the runtime's words and docker's exit code, Unsupported.
@@ -139,7 +146,7 @@ class Launch:
                 self._spawn()
             runtime_pid, self._runtime_pid = self._runtime_pid, 0
             launched = _take(self._directory, self._spec, runtime_pid, self._stays, self._feed)
-            if self._filter is not None:
+            if self._filter is not None and not self._filter.is_kept:
                 self._filter.keep(self._directory / "runtime" / self._spec.id)
             return self._streams.give(launched)
         finally:

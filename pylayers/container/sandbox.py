@@ -16,7 +16,7 @@ from pylayers.container import grace
 from pylayers.container.apart import Apart
 from pylayers.container.bubblewrap import bubblewrap_arguments
 from pylayers.container.bundle import encode_config, minimal_environment, runtime_error, write_config
-from pylayers.container.filter import KeptFilter, find_kept
+from pylayers.container.filter import KeptFilter, find_filter
 from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.network import write_network_files
 from pylayers.container.runtime import Runtime
@@ -88,7 +88,7 @@ def run_once(
                 try:
                     run = _Run(runtime, folder, run_id, config=config, output=output, cancel_fd=cancel_fd)
                     if filters is not None:
-                        run.kept = find_kept(filters, runtime.name, runtime.command[0], config)
+                        run.take_filter(filters)
                     return run.run(stdin_fd, stdout_fd, stderr_fd)
                 finally:
                     stubs.remove()
@@ -175,7 +175,15 @@ class _Run:
         self.output = output
         self.cancel_fd = cancel_fd
         self.log = folder / "log.json"
-        self.kept: KeptFilter | None = None
+        self._filter: KeptFilter | None = None  # to be kept, once it is compiled
+
+    def take_filter(self, filters: Path) -> None:
+        """Take a compiled seccomp filter from a folder, or keep this run's there."""
+        rules = self.config["linux"].get("seccomp")
+        found = find_filter(filters, self.runtime.name, self.runtime.command[0], rules)
+        if found is not None:
+            found.lend(self.config)
+            self._filter = None if found.is_kept else found
 
     def _command(self) -> list[str]:
         if not self.runtime.oci:
@@ -243,9 +251,9 @@ class _Run:
                 poll.register(self.cancel_fd, select.POLLIN)
             waiting = {*streams, ended}
             while waiting:
-                if self.kept is not None and self.kept.keep(self.folder / "runtime" / self.run_id):
-                    self.kept = None
-                for descriptor, _ in poll.poll(None if self.kept is None else LOOK_MS):
+                if self._filter is not None and self._filter.keep(self.folder / "runtime" / self.run_id):
+                    self._filter = None
+                for descriptor, _ in poll.poll(None if self._filter is None else LOOK_MS):
                     if descriptor == self.cancel_fd:
                         raise Cancelled("the run was cancelled", exit_code=130)
                     content = os.read(descriptor, CHUNK_BYTES) if descriptor in streams else b""

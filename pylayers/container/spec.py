@@ -70,7 +70,7 @@ def build_config(
     if not isolation.privileged:
         linux["maskedPaths"] = list(MASKED_PATHS)
         linux["readonlyPaths"] = list(READONLY_PATHS)
-        seccomp = load_seccomp(isolation.seccomp, capabilities)
+        seccomp = load_rules(isolation, cgroup_limits=cgroup_limits)
         if seccomp is not None:
             linux["seccomp"] = seccomp
     propagations = {mount.propagation for mount in mounts if mount.type == "bind"}
@@ -81,10 +81,11 @@ def build_config(
     return config
 
 
-def load_rules(isolation: Isolation, *, cgroup_limits: bool) -> None:
-    """Load what build_config takes of a seccomp profile, which is then kept. Raises NotFound, InvalidInput."""
-    if not isolation.privileged:
-        load_seccomp(isolation.seccomp, choose_capabilities(isolation, device_rules=cgroup_limits))
+def load_rules(isolation: Isolation, *, cgroup_limits: bool) -> dict[str, Any] | None:
+    """Return what build_config takes of a seccomp profile, which is then kept. Raises NotFound, InvalidInput."""
+    if isolation.privileged:
+        return None
+    return load_seccomp(isolation.seccomp, choose_capabilities(isolation, device_rules=cgroup_limits))
 
 
 def forbids_devices(isolation: Isolation, *, cgroup_limits: bool) -> bool:

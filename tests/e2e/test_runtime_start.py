@@ -15,7 +15,7 @@ from pylayers._native import sysmount
 from pylayers.container import grace
 from pylayers.container import runtime as runtimes
 from pylayers.container.apart import Apart
-from pylayers.container.filter import ANNOTATION, COMPILED, FILTERS, KEPT_LIMIT, SUFFIX, KeptFilter, find_kept
+from pylayers.container.filter import ANNOTATION, COMPILED, FILTERS, KEPT_LIMIT, SUFFIX, KeptFilter, find_filter
 from pylayers.container.isolation import Isolation, Process
 from pylayers.container.sandbox import run_once
 from pylayers.engine import Engine
@@ -109,37 +109,41 @@ def test_the_wait_is_done_without_where_nothing_may_be_written(monkeypatch: pyte
 def test_a_filter_is_kept_for_the_same_rules(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    config = {"linux": {"seccomp": RULES}}
-    kept = find_kept(tmp_path, "crun", "/bin/sh", config)
-    assert kept is not None
-    assert not kept.keep(state)  # it has ended already
+    found = find_filter(tmp_path, "crun", "/bin/sh", RULES)
+    assert found is not None
+    assert not found.is_kept
+    config: dict[str, object] = {}
+    found.lend(config)
+    assert config == {}
+    assert not found.keep(state)  # it has ended already
     for wrong in (b"", b"1234567", bytes(8 * 4097)):
         (state / COMPILED).write_bytes(wrong)
-        assert not kept.keep(state)
+        assert not found.keep(state)
     (state / COMPILED).write_bytes(b"8 bytes.")
-    assert kept.keep(state)
-    assert find_kept(tmp_path, "crun", "/bin/sh", config) is None
-    assert config["annotations"] == {ANNOTATION: "OCBieXRlcy4="}
-    for runtime_name, program, rules in (
-        ("runc", "/bin/sh", RULES), ("crun", "/bin/ls", RULES), ("crun", "/bin/sh", {"defaultAction": "SCMP_ACT_KILL"}),
-    ):  # fmt: skip
-        other = {"linux": {"seccomp": rules}}
-        assert (find_kept(tmp_path, runtime_name, program, other) is None) == (runtime_name == "runc")
-        assert "annotations" not in other
-    assert find_kept(tmp_path, "crun", "/bin/sh", {"linux": {}}) is None  # a privileged container
+    assert found.keep(state)
+    again = find_filter(tmp_path, "crun", "/bin/sh", RULES)
+    assert again is not None
+    again.lend(config)
+    assert config == {"annotations": {ANNOTATION: "OCBieXRlcy4="}}
+    for program, rules in (("/bin/ls", RULES), ("/bin/sh", {"defaultAction": "SCMP_ACT_KILL"})):
+        other = find_filter(tmp_path, "crun", program, rules)
+        assert other is not None
+        assert not other.is_kept
+    assert find_filter(tmp_path, "runc", "/bin/sh", RULES) is None
+    assert find_filter(tmp_path, "crun", "/bin/sh", None) is None  # a privileged container
+    assert find_filter(tmp_path / "missing", "crun", "/bin/sh", RULES) is None
 
 
 def test_a_damaged_filter_is_not_used(tmp_path: Path) -> None:
     (tmp_path / COMPILED).write_bytes(b"8 bytes.")
-    kept = KeptFilter(tmp_path, "/bin/sh", RULES)
-    assert kept.keep(tmp_path)
+    assert KeptFilter(tmp_path, "/bin/sh", RULES).keep(tmp_path)
+    assert KeptFilter(tmp_path, "/bin/sh", RULES).is_kept
     path = next(path for path in tmp_path.iterdir() if path.suffix == SUFFIX and path.name != COMPILED)
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    assert not kept.lend({})
-    path.write_bytes(b"")
-    assert not kept.lend({})
-    assert kept.keep(tmp_path)
-    assert kept.lend({})
+    for damaged in (path.read_bytes()[:-1] + b"!", b""):
+        path.write_bytes(damaged)
+        assert not KeptFilter(tmp_path, "/bin/sh", RULES).is_kept
+    assert KeptFilter(tmp_path, "/bin/sh", RULES).keep(tmp_path)
+    assert KeptFilter(tmp_path, "/bin/sh", RULES).is_kept
 
 
 def test_filters_do_not_pile_up(tmp_path: Path) -> None:
