@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BUBBLEWRAP = "bwrap"
 # Runtimes that take milliseconds until they read their configuration, begun before there is one.
 SLOW_TO_START = ("crun", "runc")
+IMPATIENT = ("runc",)  # was seen to lose milliseconds when it waits for more than some
 FEED_POLL_MS = 1
 LOOK_MS = 100  # for the pid file, beside being told: some file systems may tell nothing
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
@@ -83,6 +84,11 @@ class Launch:
         self._apart: Apart | None = None
         self._streams = _Streams()
         self._runtime_pid = 0
+
+    @property
+    def is_impatient(self) -> bool:
+        """Tell whether the runtime is the slower the longer it has waited."""
+        return self._spec.runtime_name in IMPATIENT
 
     def prepare(self) -> None:
         """Clear away an earlier start, and do what takes neither the runtime nor the image.

@@ -110,7 +110,7 @@ class Monitor:
         launch = Launch(self.directory, self.spec, self.client_in, attached=self._is_attached())
         try:
             launch.prepare()
-            if self.orders is not None:
+            if self.orders is not None and launch.is_impatient:
                 self.orders.await_soon()
             launch.begin()
             if self.orders is not None:
