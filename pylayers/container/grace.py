@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from _thread import allocate_lock, start_new_thread
+from _thread import LockType, allocate_lock, start_new_thread
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 INTERVAL_S = 0.003  # shorter than a grace period
@@ -25,12 +25,15 @@ def begin() -> None:
     _until_s[0] = time.monotonic() + LASTING_S
     path = find_own_procs()
     if path is not None and _lock.acquire(blocking=False):
-        start_new_thread(_hold, (path,))
-        time.sleep(0)  # let it begin
+        begun = allocate_lock()
+        begun.acquire()
+        start_new_thread(_hold, (path, begun))
+        begun.acquire()  # else it would get its first turn when we have used up ours, 5 ms later
 
 
-def _hold(path: str) -> None:
+def _hold(path: str, begun: LockType) -> None:
     try:
+        begun.release()
         with contextlib.suppress(OSError):  # a cgroup2 that may hold no processes
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
