@@ -16,8 +16,8 @@ from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import digest_from_hex, digest_hex, is_digest
 from pylayers.store.blob import Admit
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
-from pylayers.store.file import fresh_name, remove_tree, sync_path, translates, translating
-from pylayers.store.index import CHECK_HINT, CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
+from pylayers.store.file import CHECK_HINT, fresh_name, remove_tree, sync_path, translates, translating
+from pylayers.store.index import CHUNK_SIZE_BYTES, LayerIndex, check_rows, open_index, write_index
 from pylayers.store.layer import Layer
 from pylayers.store.splice import Base, fill_hole, find_base, is_same_between, read_range, share_beginning
 from pylayers.store.state import STATES_NAME, pack_states, read_states
