@@ -222,6 +222,7 @@ def test_nothing_to_do_imports_nothing_heavy(ubuntu: Cli) -> None:
     parts = ("pylayers.container", "pylayers.snapshot", "pylayers.transfer")
     assert not {name for name in modules if name.startswith(parts)}
     unused = ("_native.graft", "_native.filehash", "diff.merge", "cli.form")
+    assert not modules & {"threading", "bisect"}
     assert not modules & {f"pylayers.{name}" for name in unused}
 
 
