@@ -22,7 +22,7 @@ from pylayers.store.state import EVERY_BYTES, STATE_BYTES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers._native.sha256 import Sha256
-    from pylayers.store.layerstore import LayerWriter
+    from pylayers.store.layerwriter import LayerWriter
 
 # Fewer bytes are written again: a tar in one piece is worth more.
 LEAST_BYTES = 16 << 20

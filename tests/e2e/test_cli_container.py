@@ -72,7 +72,7 @@ def test_run_imports_little_before_its_monitor(cli: Cli) -> None:
     assert {"pylayers.snapshot.select", "pylayers.engine.create", "_sqlite3"} <= told
     assert not kernels(told)
     assert not told & {"signal", "select", "pylayers.cli.form"}
-    stores = ("entry", "row", "index", "layer", "layerstore", "state", "step", "statcache")
+    stores = ("entry", "row", "index", "layer", "layerstore", "layerwriter", "state", "step", "statcache")
     assert not told & {f"pylayers.store.{name}" for name in stores}
     unused = ("mount", "imagemount", "loop", "projectquota", "backing", "treechange", "erofstrial", "overlaytrial")
     assert not told & {f"pylayers.snapshot.{name}" for name in unused}
