@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 
 from pylayers.build.cache.step import BuildCache, CachedStep
@@ -16,9 +15,12 @@ from pylayers.oci.chain import chain_id
 from pylayers.oci.platform import Platform
 from pylayers.record import field, record
 from pylayers.store import Store
+from pylayers.thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
+
     from pylayers.container.runtime import Runtime
     from pylayers.snapshot.snapshotter import Snapshotter
 
@@ -45,12 +47,12 @@ class BuildSession:
     stage_names: dict[int, str | None] = field(default_factory=dict)  # of the stages that are built
     finished: list[StepFinished] = field(default_factory=list)
     warnings: list[BuildWarning] = field(default_factory=list)
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
     materials: list[tuple[str, str, str]] = field(default_factory=list)  # base images: name, platform, digest
     sources: list[tuple[str, str, str]] = field(default_factory=list)  # what ADD fetched: URI, algorithm, digest
     hits: list[str] = field(default_factory=list)  # keys of the steps that were reused
     cancel_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: LockType = field(default_factory=allocate_lock)
 
     @property
     def epoch_s(self) -> int:
@@ -93,7 +95,7 @@ class BuildSession:
 
     def cancel(self) -> None:
         """Stop all stages: running commands are killed, since they watch cancel_fd, and no step begins any more."""
-        self.cancelled.set()
+        self.cancelled = True
         os.eventfd_write(self.cancel_fd, 1)  # never read, so every watcher sees it
 
     def close(self) -> None:
@@ -106,7 +108,7 @@ class BuildSession:
 
     def check_cancelled(self) -> None:
         """Stop a stage whose build has failed elsewhere."""
-        if self.cancelled.is_set():
+        if self.cancelled:
             raise Cancelled("the build was stopped because another stage failed")
 
 

@@ -91,8 +91,6 @@ class Trees:
 
     def digest(self, diff_ids: tuple[str, ...]) -> bytes:
         """Return the tree digest of layers: from the database, or computed and kept there."""
-        from pylayers.diff.merge import tree_digest
-
         if not diff_ids:
             return bytes(32)
         chain = chain_id(diff_ids)
@@ -100,6 +98,8 @@ class Trees:
             known = self.store.metadata.chains.get(chain)
             if known is not None and known.tree_digest is not None:
                 return bytes(known.tree_digest)
+            from pylayers.diff.merge import tree_digest
+
             digest = tree_digest(self.merged(diff_ids))
             self.record(diff_ids)
             self.store.metadata.chains.set_tree_digest(chain, digest)

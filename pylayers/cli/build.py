@@ -79,7 +79,7 @@ def build(
 
 def read_request(given: Any) -> BuildRequest:
     """Return what the options ask of the engine."""
-    from pylayers.cli.form import read_pairs
+    from pylayers.cli.option import read_pairs
 
     given["arguments"] = read_arguments(given["arguments"])
     given["contexts"] = read_contexts(given["contexts"])

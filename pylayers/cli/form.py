@@ -141,14 +141,3 @@ def confirm(warning: Iterable[str], what: str) -> None:
         sys.stdout.write("\n")
     if answer.strip().lower() not in ("y", "yes"):
         raise PylayersError(f"{what} has been cancelled", hint="answer y, or give --force")
-
-
-def read_pairs(given: Sequence[str]) -> dict[str, str]:
-    """Read KEY=VALUE options such as --label; KEY alone has an empty value."""
-    pairs: dict[str, str] = {}
-    for entry in given:
-        key, _, value = entry.partition("=")
-        if not key:
-            raise InvalidInput(f"invalid label {entry!r}: the name is empty", hint="give NAME=VALUE")
-        pairs[key] = value
-    return pairs

@@ -113,3 +113,16 @@ def read_words(
                 return None
             values[option.name] = value
     return values, plain
+
+
+def read_pairs(given: Sequence[str]) -> dict[str, str]:
+    """Read KEY=VALUE options such as --label; KEY alone has an empty value. Raises InvalidInput."""
+    pairs: dict[str, str] = {}
+    for entry in given:
+        key, _, value = entry.partition("=")
+        if not key:
+            from pylayers.errors import InvalidInput
+
+            raise InvalidInput(f"invalid label {entry!r}: the name is empty", hint="give NAME=VALUE")
+        pairs[key] = value
+    return pairs

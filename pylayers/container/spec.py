@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -240,7 +239,7 @@ def _resources(isolation: Isolation, cgroup_limits: bool) -> dict[str, Any]:
             raise InvalidInput("minimum memory limit allowed is 6MB")
         resources["memory"] = {"limit": isolation.memory_bytes}
     if isolation.cpus is not None:
-        if not math.isfinite(isolation.cpus) or isolation.cpus <= 0:
+        if not 0 < isolation.cpus < float("inf"):
             raise InvalidInput(f"invalid value for --cpus: {isolation.cpus}")
         resources["cpu"] = {"quota": int(isolation.cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
     if isolation.pids is not None:

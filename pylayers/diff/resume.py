@@ -14,8 +14,7 @@ from pylayers.errors import IntegrityError, NotFound
 from pylayers.record import record, replace
 from pylayers.store import Store
 from pylayers.store.entry import Buffer
-from pylayers.store.file import translates
-from pylayers.store.index import CHECK_HINT
+from pylayers.store.file import CHECK_HINT, translates
 from pylayers.store.layer import Layer
 from pylayers.store.splice import read_range, whole_pages
 from pylayers.store.state import EVERY_BYTES, STATE_BYTES
@@ -23,7 +22,7 @@ from pylayers.store.state import EVERY_BYTES, STATE_BYTES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers._native.sha256 import Sha256
-    from pylayers.store.layerstore import LayerWriter
+    from pylayers.store.layerwriter import LayerWriter
 
 # Fewer bytes are written again: a tar in one piece is worth more.
 LEAST_BYTES = 16 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 
+from pylayers.diff.overlaymark import OPAQUE_NAMES, OVERLAY_PREFIXES, is_whiteout
 from pylayers.store.entry import (
     ENTRY_SIZE_BYTES,
     ENTRY_STRUCT,
@@ -14,14 +15,6 @@ from pylayers.store.entry import (
     encode_xattrs,
 )
 from pylayers.store.row import Entry
-
-OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
-OPAQUE_NAMES = tuple(prefix + b"opaque" for prefix in OVERLAY_PREFIXES)
-
-
-def is_whiteout(mode: int, rdev_major: int, rdev_minor: int) -> bool:
-    """Tell whether a directory entry is overlayfs's whiteout: a character device 0:0."""
-    return stat.S_ISCHR(mode) and rdev_major == 0 and rdev_minor == 0
 
 
 def convert_upper(records: bytearray, heap: bytearray) -> None:

@@ -89,16 +89,17 @@ def _split_flags(text: str) -> tuple[list[str], str]:
         flags.append(word)
 
 
-_FLAG_PLAIN = re.compile(f"[^{SPACES}'\"\\\\]+")
+_FLAG_PLAIN = f"[^{SPACES}'\"\\\\]+"
 
 
 def _read_flag(text: str, position: int) -> tuple[str, int]:
     """Read one flag: quotes group and go away, a backslash takes the next character as it is."""
+    pattern = re.compile(_FLAG_PLAIN)
     out: list[str] = []
     mark = ""
     while position < len(text):
         char = text[position]
-        if not mark and (plain := _FLAG_PLAIN.match(text, position)):
+        if not mark and (plain := pattern.match(text, position)):
             out.append(plain.group())
             position = plain.end()
             continue

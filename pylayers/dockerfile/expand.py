@@ -126,7 +126,7 @@ class _Words:
         self._pieces: list[str] = []
 
     def add_text(self, text: str) -> None:
-        first, *others = SPACE_RUN.split(text)
+        first, *others = re.split(SPACE_RUN, text)
         self._pieces.append(first)
         for piece in others:
             self._end_word()

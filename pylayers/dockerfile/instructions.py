@@ -6,7 +6,6 @@ RUN, CMD, ENTRYPOINT, SHELL, HEALTHCHECK, MAINTAINER and ONBUILD commands come b
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from functools import cached_property
 
@@ -353,6 +352,10 @@ class Dockerfile:
 
     def find_stage(self, name: str, before: int | None = None) -> Stage | None:
         """Return the last stage of that name (any case) before stage `before`, as FROM and COPY --from look it up."""
-        indexes = self._stage_indexes.get(name.lower(), [])
+        indexes = self._stage_indexes.get(name.lower())
+        if not indexes:
+            return None
+        from bisect import bisect_left  # most stages are begun from an image
+
         position = len(indexes) if before is None else bisect_left(indexes, before)
         return self.stages[indexes[position - 1]] if position else None

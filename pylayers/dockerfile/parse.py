@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     Builder = Callable[["Statement", Flags, dict[str, Any]], ins.Instruction]
 
-_STAGE_NAME = re.compile(r"[a-z][a-z0-9\-_.]*\Z")
-_ONBUILD = re.compile(r"[ \t\r\n\f]*onbuild[ \t\r\n\f]*", re.IGNORECASE)
+_STAGE_NAME = r"[a-z][a-z0-9\-_.]*\Z"
+_ONBUILD = r"[ \t\r\n\f]*onbuild[ \t\r\n\f]*"
 _INTEGER = r"[+-]?[0-9]{1,20}\Z"
 _MIN_DURATION_NS = 1_000_000
 
@@ -127,7 +127,7 @@ def _build_from(statement: Statement, flags: Flags, common: dict[str, Any]) -> i
     alias = as_keyword = ""
     if len(values) == 3 and values[1].lower() == "as":
         as_keyword, alias = values[1], values[2]
-        if not _STAGE_NAME.match(alias.lower()):
+        if not re.match(_STAGE_NAME, alias.lower()):
             raise InvalidInput(
                 f"invalid name for build stage: {quote(alias)}, name can't start with a number or contain symbols"
             )
@@ -299,7 +299,7 @@ def _build_onbuild(statement: Statement, flags: Flags, common: dict[str, Any]) -
         raise InvalidInput("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if trigger in {"MAINTAINER", "FROM"}:
         raise InvalidInput(f"{trigger} isn't allowed as an ONBUILD trigger")
-    text = _ONBUILD.sub("", statement.text, count=1)
+    text = re.sub(_ONBUILD, "", statement.text, count=1, flags=re.IGNORECASE)
     text += "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in statement.heredocs)
     return ins.Onbuild(instruction=text, **common)
 

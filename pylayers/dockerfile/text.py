@@ -12,7 +12,7 @@ SPACES = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 SPACE_SET = frozenset(SPACES)
-SPACE_RUN = re.compile(f"[{SPACES}]+")
+SPACE_RUN = f"[{SPACES}]+"  # compiled by whom it serves: that takes 0.2 ms
 
 _QUOTED = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
 _QUOTED |= {'"': '\\"', "\\": "\\\\"}

@@ -11,11 +11,8 @@ from pylayers.container.isolation import ContainerMount, Isolation, Process
 from pylayers.container.record import ContainerSpec, State
 from pylayers.engine.reap import CONTAINER_LABEL, find_ended, find_forgotten, find_unmade, is_made
 from pylayers.errors import Conflict, NotFound
-from pylayers.image.view import load_image
 from pylayers.record import field
 from pylayers.record import record as make_record
-from pylayers.snapshot.snapshotter import Changes, Snapshotter
-from pylayers.store.entry import EntryTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +22,8 @@ if TYPE_CHECKING:
     from pylayers.container.logs import LogRecord
     from pylayers.diff.compare import PathChange
     from pylayers.engine import Engine
-
+    from pylayers.snapshot.snapshotter import Changes, Snapshotter
+    from pylayers.store.entry import EntryTable
 
 
 @make_record(kw_only=True)
@@ -118,7 +116,7 @@ class ContainerActions:
 
     def _attach(self, directory: Path, spec: ContainerSpec, ahead: Ahead | None) -> int:
         def forget() -> None:
-            self._forget(spec.id, durable=False)
+            self._forget(spec.id, keep_volumes=not spec.anonymous_volumes, durable=False)
 
         over = forget if spec.remove_on_exit else None
         try:
@@ -142,12 +140,15 @@ class ContainerActions:
         when_made is called before it starts. One with `remove` that fails to start is removed.
         """
         from pylayers.container.ahead import Ahead
-        from pylayers.engine.create import early_spec, make_container, new_id
+        from pylayers.engine.name import new_id
+        from pylayers.engine.process import early_spec
 
         options, container_id = options or ContainerOptions(), new_id()
         directory, runtime = self._parent / container_id, self._engine.runtime()
         with Ahead(attach=not detach) as ahead:
             ahead.begin(directory, early_spec(container_id, runtime, options))
+            from pylayers.engine.create import make_container  # beside the monitor, which does not need it
+
             self.reap()
             spec = make_container(
                 self._engine, image, command, options,
@@ -351,6 +352,8 @@ class ContainerActions:
             changed.close()
 
     def _layer_tables(self, container: Container) -> Sequence[EntryTable]:
+        from pylayers.image.view import load_image
+
         store = self._engine.store
         return [
             store.layers.open(diff_id).table for diff_id in load_image(store, container.image_digest).config.diff_ids
@@ -360,6 +363,7 @@ class ContainerActions:
         """List what a container changed, as docker diff does."""
         from pylayers.diff.compare import list_changes
         from pylayers.diff.merge import merge_tables
+        from pylayers.store.entry import EntryTable
 
         container = self.get(name)
         parent = merge_tables(self._layer_tables(container))
@@ -368,6 +372,8 @@ class ContainerActions:
 
     def size(self, name: str) -> ContainerSize:
         """Count what a container takes; walks its writable layer. Raises NotFound."""
+        from pylayers.image.view import load_image
+
         spec = record.load_spec(self._directory(name))
         own_bytes = self._driver_of(spec).usage(spec.id).size_bytes
         try:

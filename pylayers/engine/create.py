@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 
 from pylayers.container import record
-from pylayers.container.isolation import Process, mount_from_request
+from pylayers.container.isolation import mount_from_request
 from pylayers.container.record import ContainerSpec
 from pylayers.engine.mount import MountPlan, fill_volumes, plan_mounts
-from pylayers.engine.name import check_name, invent_name
+from pylayers.engine.name import check_name, invent_name, new_id
 from pylayers.engine.process import choose_timeout, make_process
 from pylayers.engine.reap import CONTAINER_LABEL
 from pylayers.engine.storage import limit_snapshot, read_storage_options
-from pylayers.image.unpack import unpack_layers
 from pylayers.image.view import Image, find_image
 from pylayers.record import replace
 from pylayers.store.holder import ContainerRecord
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from pylayers.container.runtime import Runtime
     from pylayers.engine import Engine
     from pylayers.engine.container import ContainerOptions
+    from pylayers.store.layer import Layer
 
 
 def make_container(
@@ -94,38 +93,22 @@ def make_container(
         raise
 
 
-def new_id() -> str:
-    """Return an id for a container."""
-    return os.urandom(32).hex()
-
-
-def early_spec(container_id: str, runtime: Runtime, options: ContainerOptions) -> ContainerSpec:
-    """Return what is known of a container before its image is looked at: enough for its monitor to be begun."""
-    return ContainerSpec(
-        id=container_id,
-        name="",
-        process=Process(arguments=(), terminal=options.terminal),
-        rootfs=(),
-        runtime=runtime.command,
-        runtime_name=runtime.name,
-        runtime_limits=runtime.limits,
-        runtime_hides=runtime.hides,
-        isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
-        interactive=options.interactive,
-        remove_on_exit=options.remove,
-    )
-
-
 def _fill(engine: Engine, spec: ContainerSpec, image: Image, plan: MountPlan) -> ContainerSpec:
     """Prepare a container's snapshot and volumes; return its spec with them."""
+    from pylayers.image.unpack import unpack_layers  # after the monitor was told to expect all this
+
     driver = engine.driver()
-    chain = unpack_layers(driver, image.config.diff_ids, engine.store.layers.open)
+
+    def open_layer(diff_id: str) -> Layer:  # most starts open none, and load nothing that could
+        return engine.store.layers.open(diff_id)
+
+    chain = unpack_layers(driver, image.config.diff_ids, open_layer)
     rootfs = driver.prepare(spec.id, chain, lasting=not spec.remove_on_exit)
     if spec.size_limit_bytes:
         limit_snapshot(driver, spec.id, spec.size_limit_bytes)
         rootfs = driver.mounts(spec.id)
-    made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id})
-    fill_volumes(lambda: [engine.store.layers.open(diff_id) for diff_id in image.config.diff_ids], made)
+    made = engine.volumes.make(plan, {CONTAINER_LABEL: spec.id}) if plan.requests else {}
+    fill_volumes(lambda: [open_layer(diff_id) for diff_id in image.config.diff_ids], made)
     mounts = tuple(
         mount_from_request(request, str(made[request.target].path) if request.type == "volume" else "")
         for request in plan.requests

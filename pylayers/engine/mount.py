@@ -7,16 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pylayers.record import record
-from pylayers.store.layer import Layer
-from pylayers.volume.parse import (
-    MountRequest,
-    check_duplicates,
-    parse_mount,
-    parse_tmpfs,
-    parse_volume,
-    prepare_bind,
-)
-from pylayers.volume.volumes import Volume
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.store.layer import Layer
+    from pylayers.volume.parse import MountRequest
+    from pylayers.volume.volumes import Volume
 
 
 @record
@@ -30,6 +26,10 @@ def plan_mounts(
     volumes: Sequence[str], mounts: Sequence[str], tmpfs: Sequence[str], declared: Sequence[str]
 ) -> MountPlan:
     """Parse every mount; a VOLUME of the image without a mount of its own becomes an anonymous volume."""
+    if not (volumes or mounts or tmpfs or declared):
+        return MountPlan(())
+    from pylayers.volume.parse import check_duplicates, parse_mount, parse_tmpfs, parse_volume, prepare_bind
+
     requests = [parse_volume(given) for given in volumes]
     requests += [parse_mount(given) for given in mounts]
     requests += [parse_tmpfs(given) for given in tmpfs]

@@ -1,4 +1,4 @@
-"""Container names: what may be one, and one for those that were given none."""
+"""Container names: what may be one, and one for those that were given none; and ids."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ THINGS = (
 )  # fmt: skip
 TRIES = 8
 NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"  # one letter is enough, as in podman
+
+
+def new_id() -> str:
+    """Return an id for a container."""
+    return os.urandom(32).hex()
 
 
 def check_name(given: str) -> str:

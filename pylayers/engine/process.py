@@ -1,16 +1,36 @@
-"""What an image's configuration and a container's options say together of its process."""
+"""What a container's options say of it, alone and together with its image's configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pylayers.container.isolation import Process
+from pylayers.container.record import ContainerSpec
 from pylayers.errors import InvalidInput
-from pylayers.image.view import Image
+from pylayers.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pylayers.container.runtime import Runtime
     from pylayers.engine.container import ContainerOptions
+    from pylayers.image.view import Image
+
+
+def early_spec(container_id: str, runtime: Runtime, options: ContainerOptions) -> ContainerSpec:
+    """Return what is known of a container before its image is looked at: enough for its monitor to be begun."""
+    return ContainerSpec(
+        id=container_id,
+        name="",
+        process=Process(arguments=(), terminal=options.terminal),
+        rootfs=(),
+        runtime=runtime.command,
+        runtime_name=runtime.name,
+        runtime_limits=runtime.limits,
+        runtime_hides=runtime.hides,
+        isolation=replace(options.isolation, network=options.network, hostname=options.hostname),
+        interactive=options.interactive,
+        remove_on_exit=options.remove,
+    )
 
 
 def make_process(image: Image, command: Sequence[str], options: ContainerOptions) -> Process:

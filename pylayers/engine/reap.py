@@ -16,7 +16,10 @@ from pathlib import Path
 from pylayers.container.record import CONFIG, LOCK, RUNNING, boot_id, load_spec, load_state
 from pylayers.errors import NotFound
 from pylayers.store.file import write_file
-from pylayers.store.holder import ContainerRecord
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.store.holder import ContainerRecord
 
 # A record without its directory is a container that removed itself; a younger one may be about to be made.
 REAP_AFTER_NS = 60 * 1_000_000_000

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pylayers.errors import InvalidInput, Unsupported
-from pylayers.snapshot.snapshotter import Snapshotter
-from pylayers.volume.parse import parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.snapshot.snapshotter import Snapshotter
 
 SIZE = "size"
 
@@ -24,7 +26,11 @@ def read_storage_options(given: Sequence[str]) -> tuple[tuple[tuple[str, str], .
         if name.lower() != SIZE:
             raise InvalidInput(f"unknown storage option: {name}", hint="give --storage-opt size=10G")
         options[SIZE] = value
-    return tuple(options.items()), parse_size(options[SIZE]) if SIZE in options else 0
+    if SIZE not in options:
+        return (), 0
+    from pylayers.volume.parse import parse_size
+
+    return tuple(options.items()), parse_size(options[SIZE])
 
 
 def limit_snapshot(driver: Snapshotter, key: str, size_bytes: int) -> None:

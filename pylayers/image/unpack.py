@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pylayers.errors import AlreadyExists, NotFound
 from pylayers.oci.chain import chain_id
 from pylayers.snapshot.catalog import UNPACKING
-from pylayers.snapshot.snapshotter import Snapshotter
-from pylayers.store.layer import Layer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.snapshot.snapshotter import Snapshotter
+    from pylayers.store.layer import Layer
 
 
 def unpack_layers(driver: Snapshotter, diff_ids: Sequence[str], open_layer: Callable[[str], Layer]) -> str | None:

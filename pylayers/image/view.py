@@ -9,10 +9,13 @@ from pylayers.oci.config import ImageConfig
 from pylayers.oci.descriptor import Descriptor
 from pylayers.oci.document import DOCUMENT_LIMIT_BYTES
 from pylayers.oci.manifest import Manifest
-from pylayers.oci.platform import Platform
 from pylayers.oci.reference import Reference
 from pylayers.record import record
 from pylayers.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.oci.platform import Platform
 
 
 @record
@@ -99,6 +102,8 @@ def choose_image(store: Store, digest: str, platform: Platform | None) -> str | 
         return digest
     children = [child for child in read_children(store, digest) if images.get(child.digest) is not None]
     if platform is None:
+        from pylayers.oci.platform import Platform
+
         platform = Platform.from_machine(os.uname().machine)
     ranked = [(platform.rank(child.platform), child.digest) for child in children if child.platform is not None]
     fitting = sorted((rank, number) for number, (rank, _) in enumerate(ranked) if rank is not None)

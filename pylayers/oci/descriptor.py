@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 from pylayers.oci.digest import check_digest
 from pylayers.oci.document import Fields, decode, drop_empty, encode
-from pylayers.oci.platform import Platform
 from pylayers.record import field, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.oci.platform import Platform
 
 
 @record
@@ -34,7 +37,7 @@ class Descriptor:
             digest=check_digest(fields.required_text("digest"), fields.locate("digest")),
             size_bytes=fields.integer("size", least=0),
             annotations=fields.text_map("annotations"),
-            platform=None if platform is None else Platform.from_fields(platform),
+            platform=None if platform is None else _read_platform(platform),
             urls=fields.texts("urls") or (),
             artifact_type=fields.text("artifactType"),
             data=fields.text("data"),
@@ -64,3 +67,9 @@ class Descriptor:
     def to_json(self) -> bytes:
         """Return canonical bytes."""
         return encode(self.to_document())
+
+
+def _read_platform(fields: Fields) -> Platform:
+    from pylayers.oci.platform import Platform  # which only an index's descriptors have
+
+    return Platform.from_fields(fields)

@@ -8,8 +8,11 @@ from pylayers.errors import InvalidInput, NotFound, Unsupported
 from pylayers.oci.descriptor import Descriptor
 from pylayers.oci.digest import digest_of
 from pylayers.oci.document import Fields, decode, drop_empty, encode
-from pylayers.oci.platform import Platform
 from pylayers.record import field, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.oci.platform import Platform
 
 MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_INDEX = "application/vnd.oci.image.index.v1+json"

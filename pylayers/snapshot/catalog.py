@@ -43,6 +43,8 @@ RECORD_FILE = "snapshot.json"
 UNPACKING = "unpack-"  # how the keys of snapshots begin that are of no use to anybody but their maker
 VERSION_FILE = "version"
 FORMAT_VERSION = 1  # of the driver's folder; raised when an older pylayers would misread it
+# What projectquota keeps in a driver's folder, and in a snapshot's; it is loaded only where they are.
+PROJECTS, PROJECT = "projects", "project"
 CLOCK_REALTIME_COARSE = 5  # the clock of file timestamps: never ahead of the next ctime (linux/time.h)
 
 

@@ -9,15 +9,13 @@ of all n - 1 below it, so that a mount of many layers needs few lowers.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from pylayers.errors import DriverError, PylayersError
+from pylayers.errors import DriverError
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
-from pylayers.snapshot.imagemount import open_image
 from pylayers.snapshot.layerplace import (
     IMAGE,
     INDEX,
@@ -35,18 +33,14 @@ from pylayers.snapshot.layerplace import (
     name_place,
 )
 from pylayers.snapshot.lower import LowerStack
-from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
-from pylayers.snapshot.stack import StackSnapshotter, overlay_options, read_chain
-from pylayers.store.entry import FLAG_IMPLICIT, FLAG_WHITEOUT, TableBuilder
+from pylayers.snapshot.stack import StackSnapshotter, read_chain
 from pylayers.store.file import remove_tree, sync_path
-from pylayers.store.index import open_index
-from pylayers.store.layer import Layer
-from pylayers.store.row import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.snapshot.lowertable import TableStack
+    from pylayers.store.layer import Layer
 
 # Above so many lowers they are merged: each costs a mount some 0.2 ms and every look-up a step; overlayfs takes 500.
 MOST_LOWERS = 32
@@ -154,6 +148,8 @@ class Driver(StackSnapshotter):
 
     @contextmanager
     def _below(self, record: Record) -> Iterator[LowerStack]:
+        from pylayers.snapshot.imagemount import open_image
+
         own = [lower_of(str(place)) for place in reversed(list_places(self.catalog.directory(record)))]
         with ExitStack() as stack:
             paths: list[Path | str] = []
@@ -215,6 +211,7 @@ class Driver(StackSnapshotter):
         if len(self._heads(links)) <= MOST_LOWERS:
             return
         from pylayers._native import erofs, tardiff
+        from pylayers.store.index import open_index
 
         places = [Path(self._place(link)) for link in links]
         first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
@@ -238,6 +235,7 @@ class Driver(StackSnapshotter):
 
         from pylayers._native import erofs
         from pylayers.snapshot.layerimage import give_metadata, settle_table
+        from pylayers.store.entry import FLAG_IMPLICIT
 
         number = len(list_places(directory))
         hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
@@ -280,55 +278,6 @@ def _is_settled(directory: Path) -> bool:
 
 def probe(directory: Path) -> Probe:
     """Mount an overlay over a directory and an image over a file inside a directory; nothing is left behind."""
-    import tempfile
+    from pylayers.snapshot.erofstrial import try_images
 
-    scratch = Path(tempfile.mkdtemp(prefix=".probe-", dir=directory))
-    try:
-        return _probe_in(scratch)
-    except PylayersError as error:
-        return Probe(False, _explain(str(error)))
-    except OSError as error:
-        return Probe(False, _explain(f"{error.strerror or error} on an EROFS image inside {directory}"))
-    finally:
-        remove_tree(scratch)
-
-
-def _probe_in(scratch: Path) -> Probe:
-    from pylayers._native import erofs
-
-    for name in ("below", "upper", "work"):
-        (scratch / name).mkdir()
-    (scratch / "below" / "gone").touch()
-    (scratch / "below" / "seen").write_bytes(b"below")
-    (scratch / "data").write_bytes(bytes(512) + b"content".ljust(512, b"\0"))
-    builder = TableBuilder()
-    builder.add(b"", Entry(mode=stat.S_IFDIR | 0o755))
-    builder.add(b"file", Entry(mode=stat.S_IFREG | 0o644, data_offset=512, size_bytes=7))
-    builder.add(b"gone", Entry(mode=stat.S_IFCHR, flags=FLAG_WHITEOUT))
-    table, _ = builder.build()
-    with fresh_file(scratch / "image") as descriptor:
-        erofs.write(descriptor, table.records, table.heap, [1024])
-    one = Mount(
-        "overlay",
-        lowers=(str(scratch / "image"), str(scratch / "below")),
-        devices=((str(scratch / "data"),), ()),
-        upper=str(scratch / "upper"),
-        work=str(scratch / "work"),
-        options=overlay_options(),
-    )
-    with mounted([one], scratch) as merged:
-        if (merged / "file").read_bytes() != b"content" or (merged / "seen").read_bytes() != b"below":
-            return Probe(False, "EROFS here shows other data than its device has")
-        if (merged / "gone").exists():
-            return Probe(False, "overlayfs here does not honour whiteouts in EROFS")
-        (merged / "file").write_bytes(b"changed")
-    if (scratch / "upper" / "file").read_bytes() != b"changed":
-        return Probe(False, "overlayfs here does not copy up from EROFS")
-    return Probe(True)
-
-
-def _explain(reason: str) -> str:
-    """Say what a kernel lacks, where it can be told from outside."""
-    if "erofs" not in Path("/proc/filesystems").read_text().split():
-        return f"the running kernel has no erofs (or its module is not loaded): {reason}"
-    return reason
+    return try_images(directory)

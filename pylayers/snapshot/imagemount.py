@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pylayers._native import sysmount
-from pylayers.snapshot.loop import attach_loop
 
 # fsconfig takes strings of at most 255 bytes; "device=" isn't among them.
 LONGEST_PATH_BYTES = 255
@@ -108,6 +107,8 @@ def _open_on_files(image: str, devices: Sequence[str]) -> int:
 
 
 def _open_on_loops(image: str, devices: Sequence[str]) -> int:
+    from pylayers.snapshot.loop import attach_loop
+
     with ExitStack() as stack:
         names = []
         for path in (image, *devices):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pylayers._native import changeset
-from pylayers.diff.whiteout import OVERLAY_PREFIXES
+from pylayers.diff.overlaymark import OVERLAY_PREFIXES
 from pylayers.snapshot.lower import read_xattrs
 from pylayers.snapshot.lowertable import TableStack
 from pylayers.store.entry import (

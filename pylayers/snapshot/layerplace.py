@@ -15,9 +15,11 @@ from pathlib import Path
 
 from pylayers.oci.digest import digest_hex
 from pylayers.record import record
-from pylayers.store.index import write_index
-from pylayers.store.layer import Layer
 from pylayers.store.splice import base_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.store.layer import Layer
 
 IMAGE, TAR, INDEX = "layer.erofs", "layer.tar", "layer.idx"
 # Another file system, too many links, or a file system without any: then there is a copy.
@@ -118,6 +120,8 @@ def link_index(layer: Layer, target: Path) -> None:
     except OSError as error:
         if error.errno not in (*NO_LINK, errno.ENOENT):
             raise
+    from pylayers.store.index import write_index
+
     with open(target, "xb") as file:
         write_index(
             file.fileno(),

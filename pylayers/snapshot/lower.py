@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from pylayers.diff.whiteout import OPAQUE_NAMES, OVERLAY_PREFIXES, is_whiteout
+from pylayers.diff.overlaymark import OPAQUE_NAMES, OVERLAY_PREFIXES, is_whiteout
 from pylayers.record import record
 
 

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from pylayers._native import tardiff
-from pylayers.diff.whiteout import is_whiteout
+from pylayers.diff.overlaymark import is_whiteout
 from pylayers.record import record
 from pylayers.snapshot.imagemount import open_image
 from pylayers.snapshot.layerplace import INDEX, Head, Lower

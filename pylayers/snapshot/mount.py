@@ -15,9 +15,9 @@ from pylayers.record import replace
 from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.file import remove_tree
-from pylayers.store.mountpoint import mount_points_below, read_mount_table
+from pylayers.store.mountpoint import mount_points_below
 
-__all__ = ["flush", "is_mounted_from", "mount", "mount_points_below", "mounted", "unmount"]
+__all__ = ["flush", "mount", "mount_points_below", "mounted", "unmount"]
 
 MOUNT_FLAGS = {"nosuid": sysmount.MS_NOSUID, "nodev": sysmount.MS_NODEV, "noexec": sysmount.MS_NOEXEC}
 # What a remount must repeat, as a user namespace may not clear it: statvfs bit -> mount flag.
@@ -98,11 +98,6 @@ def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[
                 raise
     finally:
         target.rmdir()  # never rmtree: were it still mounted, that would delete the snapshot
-
-
-def is_mounted_from(identity: str) -> bool:
-    """Tell whether any mount here names a snapshot's id: as bind source, overlay upper or mount point."""
-    return identity in read_mount_table()
 
 
 def flush(top: Path) -> None:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 
-from pylayers.diff.whiteout import is_whiteout
+from pylayers.diff.overlaymark import is_whiteout
 from pylayers.snapshot.lower import Found, LowerStack
 from pylayers.store.entry import ENTRY_STRUCT, FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable, path_key
 from pylayers.store.row import Entry

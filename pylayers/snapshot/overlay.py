@@ -16,17 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pylayers._native import walk
-from pylayers.diff.whiteout import OVERLAY_PREFIXES, convert_upper
+from pylayers.diff.overlaymark import OVERLAY_PREFIXES
+from pylayers.diff.whiteout import convert_upper
 from pylayers.snapshot.catalog import Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import Found, LowerStack, copy_metadata
-from pylayers.snapshot.mount import is_mounted_from
 from pylayers.snapshot.overlaytrial import try_overlay
-from pylayers.snapshot.projectquota import sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
 from pylayers.store.file import remove_tree
+from pylayers.store.mountpoint import is_mounted_from
 from pylayers.store.row import Entry
 
 ROOT = "root"
@@ -41,7 +41,7 @@ class Driver(StackSnapshotter):
     def __init__(self, root: Path) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
         DefaultSnapshotter.__init__(self, root)
-        sweep_projects(self.root)
+        self._sweep_limits()
         self._options = overlay_options()
 
     # -- hooks -------------------------------------------------------------------------------------------------

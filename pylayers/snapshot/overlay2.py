@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pylayers.snapshot.overlaytrial import try_overlay
 from pylayers.snapshot.snapshotter import Probe
 from pylayers.snapshot.stack import StackSnapshotter
 
@@ -17,4 +16,6 @@ class Driver(StackSnapshotter):
 
 def probe(directory: Path) -> Probe:
     """Mount an overlay of two lowers inside a directory and change it; nothing is left behind."""
+    from pylayers.snapshot.overlaytrial import try_overlay
+
     return try_overlay(directory)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pylayers.diff.whiteout import is_whiteout
+from pylayers.diff.overlaymark import is_whiteout
 from pylayers.errors import PylayersError
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Probe

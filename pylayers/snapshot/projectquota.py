@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pylayers.errors import InvalidInput, Unsupported
 from pylayers.snapshot.backing import find_file_system
+from pylayers.snapshot.catalog import PROJECT, PROJECTS
 
-CLAIMS, OWN = "projects", "project"
 FIRST_PROJECT, LAST_PROJECT = 1 << 20, (1 << 31) - 1  # above what people number by hand in /etc/projid
 BLOCK_BYTES = 512
 
@@ -67,14 +67,14 @@ def release_project(root: Path, directory: Path) -> None:
 def sweep_projects(root: Path) -> None:
     """Clear the limits of snapshots that are gone, as a crash between the steps of a removal leaves them."""
     try:
-        claims = os.listdir(root / CLAIMS)
+        claims = os.listdir(root / PROJECTS)
     except FileNotFoundError:
         return
     for name in claims:
         if not name.isdecimal():  # half-written by a process that was killed, or is about to link it
             continue
         with suppress(FileNotFoundError):
-            owner = (root / CLAIMS / name).read_text()
+            owner = (root / PROJECTS / name).read_text()
             if not any((root / f"{prefix}{owner}").exists() for prefix in ("", ".making-", ".removing-")):
                 _release(root, int(name))
 
@@ -125,14 +125,14 @@ def _require_quota(root: Path) -> None:
 def _own_project(directory: Path) -> int:
     """Read a snapshot's project id; 0 for none."""
     try:
-        return int((directory / OWN).read_text())
+        return int((directory / PROJECT).read_text())
     except FileNotFoundError:
         return 0
 
 
 def _claim_project(root: Path, directory: Path) -> int:
     """Take a project id that no snapshot of this driver has, and nobody else on the file system."""
-    claims = root / CLAIMS
+    claims = root / PROJECTS
     claims.mkdir(mode=0o700, exist_ok=True)
     fresh = claims / f".{os.urandom(8).hex()}"
     fresh.write_text(directory.name)
@@ -148,16 +148,16 @@ def _claim_project(root: Path, directory: Path) -> int:
                 continue
     finally:
         fresh.unlink()
-    hidden = directory / f".{OWN}"
+    hidden = directory / f".{PROJECT}"
     hidden.write_text(str(project))
-    os.rename(hidden, directory / OWN)
+    os.rename(hidden, directory / PROJECT)
     return project
 
 
 def _release(root: Path, project: int) -> None:
     with suppress(OSError):  # quotas may be off by now; then there is nothing to clear
         set_limit(root, project, 0)
-    (root / CLAIMS / str(project)).unlink(missing_ok=True)
+    (root / PROJECTS / str(project)).unlink(missing_ok=True)
 
 
 def _tag(top: Path, project: int) -> None:

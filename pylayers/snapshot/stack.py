@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pylayers.errors import DriverError
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import PROJECT, PROJECTS, Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
-from pylayers.snapshot.projectquota import limit_directories, release_project, sweep_projects
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
-from pylayers.store.entry import FLAG_IMPLICIT, EntryTable
 from pylayers.store.file import remove_tree, sync_path
-from pylayers.store.layer import Layer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.store.entry import EntryTable
+    from pylayers.store.layer import Layer
 
 OVERLAY_PARAMETERS = Path("/sys/module/overlay/parameters")
 # Each of these would put marks into the upper that a layer tar cannot carry.
@@ -39,7 +41,7 @@ class StackSnapshotter(DefaultSnapshotter):
         super().__init__(root)
         with translated(f"open the snapshots in {self.root}"):
             (self.root / "l").mkdir(mode=0o700, exist_ok=True)
-            sweep_projects(self.root)
+            self._sweep_limits()
         self._options = overlay_options()
 
     # -- hooks -------------------------------------------------------------------------------------------------
@@ -74,7 +76,10 @@ class StackSnapshotter(DefaultSnapshotter):
 
     def _discard(self, directory: Path) -> None:
         self._unlink(directory / "link")
-        release_project(self.root, directory)
+        if (directory / PROJECT).exists():
+            from pylayers.snapshot.projectquota import release_project
+
+            release_project(self.root, directory)
 
     def _seal(self, directory: Path) -> None:
         (directory / "committed").touch(mode=0o600)
@@ -140,6 +145,8 @@ class StackSnapshotter(DefaultSnapshotter):
 
     def limit(self, key: str, size_bytes: int) -> None:
         """Limit an active snapshot by a project quota of the xfs below. Raises Unsupported on any other file system."""
+        from pylayers.snapshot.projectquota import limit_directories
+
         record = self._active(key)
         directory = self.catalog.directory(record)
         names = {self._content(record).name, *self.writable}
@@ -147,6 +154,13 @@ class StackSnapshotter(DefaultSnapshotter):
             limit_directories(self.root, directory, [name for name in names if (directory / name).exists()], size_bytes)
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _sweep_limits(self) -> None:
+        """Clear the size limits of snapshots that are gone."""
+        if (self.root / PROJECTS).exists():
+            from pylayers.snapshot.projectquota import sweep_projects
+
+            sweep_projects(self.root)
 
     def _unlink(self, path: Path) -> None:
         """Drop the short name that a file holds."""
@@ -188,6 +202,8 @@ class StackSnapshotter(DefaultSnapshotter):
         Unpacking leaves an existing directory as it is; without this it would make them 0755 root, and the upper's
         metadata would hide the parent's.
         """
+        from pylayers.store.entry import FLAG_IMPLICIT
+
         for entry in table:
             path = table.path(entry)
             if not entry.flags & FLAG_IMPLICIT or not path:

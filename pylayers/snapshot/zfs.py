@@ -25,7 +25,7 @@ from pylayers.errors import Conflict, DriverError, InvalidInput, NoSpace, Permis
 from pylayers.snapshot.backing import is_rootless
 from pylayers.snapshot.catalog import MAKING, REMOVING, Record
 from pylayers.snapshot.changeset import disk_usage
-from pylayers.snapshot.default import SECOND_NS, DefaultSnapshotter, translated
+from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.mount import mounted
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.zfscommand import (
@@ -40,6 +40,7 @@ from pylayers.snapshot.zfscommand import (
 from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import detach_below, read_mount_table, unescape
 
+SECOND_NS = 1_000_000_000
 LAYER = "@layer"
 POINTS = "mnt"
 OWNER = "dataset"

@@ -12,8 +12,7 @@ from types import TracebackType
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import check_digest, choose_sha256, digest_hex, digest_of
 from pylayers.record import record
-from pylayers.store.file import remove_file, sync_path, translates, translating, write_all
-from pylayers.store.index import CHECK_HINT
+from pylayers.store.file import CHECK_HINT, remove_file, sync_path, translates, translating, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

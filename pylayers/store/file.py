@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
+CHECK_HINT = "run: pylayers system check --repair"  # of a file that isn't as it was written
+
 
 @contextmanager
 def translating(doing: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pylayers.errors import IntegrityError
 from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
-from pylayers.store.file import write_all
+from pylayers.store.file import CHECK_HINT, write_all
 
 MAGIC = b"PYLAYIDX"
 VERSION = 1
@@ -44,9 +44,6 @@ class LayerIndex:
         found = checksum_sections(self.table.records, self.table.heap, self.chunks)
         if found != self.checksum:
             raise IntegrityError(f"{path}: the sections do not match their checksum", hint=CHECK_HINT)
-
-
-CHECK_HINT = "run: pylayers system check --repair"
 
 
 def checksum_sections(records: Buffer, heap: Buffer, chunks: Buffer) -> bytes:

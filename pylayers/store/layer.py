@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 from pylayers.record import record
-from pylayers.store.entry import Buffer, EntryTable
 from pylayers.store.splice import Base, fill_hole, find_base
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pylayers.store.entry import Buffer, EntryTable
+
+TAR_NAME, INDEX_NAME = "layer.tar", "layer.idx"
 
 
 @record

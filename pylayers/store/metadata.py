@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 
 from pylayers.errors import Conflict, InvalidInput, NotFound
@@ -11,19 +12,17 @@ from pylayers.oci.chain import extend_chain
 from pylayers.oci.digest import check_digest, is_digest
 from pylayers.record import field, record
 from pylayers.store.database import Database
-from pylayers.store.holder import ContainerRecord, Containers
+from pylayers.store.holder import Containers
 from pylayers.store.lease import Leases
 from pylayers.store.mirror import Mirror, write_rows
-from pylayers.store.step import StepRecord, Steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from typing import Any
 
+    from pylayers.store.step import Steps
     from pylayers.store.workspace import Workspace
-
-__all__ = ["ChainRecord", "ContainerRecord", "ImageRecord", "Metadata", "StepRecord"]
 
 
 @record
@@ -262,9 +261,15 @@ class Metadata:
         self.references = References(self.database, refs)
         self.images = Images(self.database, images)
         self.chains = Chains(self.database)
-        self.steps = Steps(self.database)
         self.leases = Leases(self.database, workspace)
         self.containers = Containers(self.database, Mirror(directory / "containers"))
+
+    @cached_property  # two threads may make two, which are equal
+    def steps(self) -> Steps:
+        """Return the build cache, which few commands load."""
+        from pylayers.store.step import Steps
+
+        return Steps(self.database)
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """Join the calls made inside the block into one transaction. Take no lock and hold no lease inside."""

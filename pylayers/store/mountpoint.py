@@ -11,6 +11,11 @@ def read_mount_table() -> str:
     return Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape")
 
 
+def is_mounted_from(identity: str) -> bool:
+    """Tell whether any mount here names a snapshot's id: as bind source, overlay upper or mount point."""
+    return identity in read_mount_table()
+
+
 def mount_points_below(directory: Path) -> list[Path]:
     """List this mount namespace's mount points at or below a directory, deepest first."""
     top = os.path.realpath(directory)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -76,6 +75,8 @@ def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: in
 
     The writer's own bytes begin at Base.start_bytes. Raises OSError (a full disk, the source gone).
     """
+    import struct
+
     whole = whole_pages(end_bytes)
     descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from pylayers.errors import Conflict, InvalidInput, Unsupported
-from pylayers.store.blob import BlobStore
 from pylayers.store.file import translates, translating, write_file
-from pylayers.store.layerstore import LayerStore
-from pylayers.store.lease import Lease
 from pylayers.store.location import STAT_CACHE_FOLDER
 from pylayers.store.lock import Lock
-from pylayers.store.metadata import Metadata
 from pylayers.store.workspace import Workspace
 from pylayers.thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pylayers.store.blob import BlobStore
     from pylayers.store.check import Problem
     from pylayers.store.collect import Collected
+    from pylayers.store.layerstore import LayerStore
+    from pylayers.store.lease import Lease
+    from pylayers.store.metadata import Metadata
     from pylayers.store.statcache import StatCache
 
 ROOT_VERSION = 2  # 2: layers may be spliced, which who knows 1 would read as zeros
@@ -47,20 +48,18 @@ _IMAGE_FOLDERS = ("blobs/sha256", "layers/sha256")
 class Store:
     """Hold a data root open. Many processes may have one root open; see docs/internals/locking.md.
 
-    Threads may share a Store; a forked child must open its own.
+    Threads may share a Store; a forked child must open its own. Its parts are loaded with their first use: what is done
+    beside that (a build's look at its context, a container's monitor) begins as much sooner.
     """
 
     def __init__(self, root: Path, lock: Lock) -> None:
-        image = root / "image"
         self.root = root
         self.ends_with_process = False  # set by whoever closes it just before its process ends: see Database.leave
         self._lock = lock
         self._workspace = Workspace(root / "tmp")
         self._leases: list[Lease] = []
         self._mutex = allocate_lock()
-        self.blobs = BlobStore(image / "blobs" / "sha256", self._workspace, self._admit)
-        self.layers = LayerStore(image / "layers" / "sha256", self._workspace, self._admit)
-        self.metadata = Metadata(image, self._workspace)
+        self._metadata: Metadata | None = None
 
     @classmethod
     @translates("open the data root")
@@ -99,6 +98,31 @@ class Store:
         return path
 
     @property
+    def metadata(self) -> Metadata:
+        """Return the relations."""
+        if self._metadata is None:
+            from pylayers.store.metadata import Metadata
+
+            with self._mutex:
+                if self._metadata is None:  # no other thread was faster
+                    self._metadata = Metadata(self.root / "image", self._workspace)
+        return self._metadata
+
+    @cached_property  # two threads may make two, which are equal
+    def blobs(self) -> BlobStore:
+        """Return the blobs."""
+        from pylayers.store.blob import BlobStore
+
+        return BlobStore(self.root / "image" / "blobs" / "sha256", self._workspace, self._admit)
+
+    @cached_property
+    def layers(self) -> LayerStore:
+        """Return the layers."""
+        from pylayers.store.layerstore import LayerStore
+
+        return LayerStore(self.root / "image" / "layers" / "sha256", self._workspace, self._admit)
+
+    @property
     def stat_cache(self) -> StatCache:
         """Return the cache of walked build contexts."""
         from pylayers.store.statcache import StatCache
@@ -116,6 +140,8 @@ class Store:
 
         settled=False writes nothing and keeps collect waiting until the lease is settled or ends.
         """
+        from pylayers.store.lease import Lease
+
         lease = Lease(self.metadata.leases, purpose, self._collect_lock, self._forget, settled=settled)
         with self._mutex:
             self._leases.append(lease)
@@ -192,10 +218,11 @@ class Store:
                 leases = list(self._leases)
             for lease in leases:
                 lease.close()
-            if self.ends_with_process:
-                self.metadata.leave()
-            else:
-                self.metadata.close()
+            if self._metadata is not None:
+                if self.ends_with_process:
+                    self._metadata.leave()
+                else:
+                    self._metadata.close()
             self._workspace.close()
             self._lock.close()
 

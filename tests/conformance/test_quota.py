@@ -17,8 +17,9 @@ from pylayers.engine import Engine
 from pylayers.engine.container import ContainerOptions
 from pylayers.errors import InvalidInput, PylayersError, RuntimeMissing, Unsupported
 from pylayers.snapshot import erofs, overlay2
+from pylayers.snapshot.catalog import PROJECT, PROJECTS
 from pylayers.snapshot.mount import mounted
-from pylayers.snapshot.projectquota import CLAIMS, OWN, get_limit
+from pylayers.snapshot.projectquota import get_limit
 from pylayers.snapshot.select import probe_driver
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.store.mountpoint import mount_points_below
@@ -86,7 +87,7 @@ def fill(path: Path, size_bytes: int) -> int:
 
 
 def project_of(driver: StackSnapshotter, key: str) -> int:
-    return int((driver.catalog.directory(driver.catalog.get(key)) / OWN).read_text())
+    return int((driver.catalog.directory(driver.catalog.get(key)) / PROJECT).read_text())
 
 
 # erofs's upper is overlay2's: what it limits needs no kernel with EROFS, which one with xfs quotas may lack.
@@ -133,14 +134,14 @@ def test_each_snapshot_has_its_own_project(volume: Volume) -> None:
         driver.limit(f"s{at}", LIMIT_BYTES + (at << 20))
     projects = [project_of(driver, f"s{at}") for at in range(5)]
     assert len(set(projects)) == 5
-    assert {name for name in os.listdir(root / CLAIMS) if name.isdecimal()} == set(map(str, projects))
+    assert {name for name in os.listdir(root / PROJECTS) if name.isdecimal()} == set(map(str, projects))
     assert [get_limit(root, project)[0] for project in projects] == [LIMIT_BYTES + (at << 20) for at in range(5)]
     driver.limit("s0", 2 * LIMIT_BYTES)
     assert project_of(driver, "s0") == projects[0]
     assert get_limit(root, projects[0])[0] == 2 * LIMIT_BYTES
     driver.remove("s0")
     assert get_limit(root, projects[0]) == (0, 0)
-    assert str(projects[0]) not in os.listdir(root / CLAIMS)
+    assert str(projects[0]) not in os.listdir(root / PROJECTS)
     driver.close()
 
 
@@ -180,13 +181,13 @@ def test_a_crash_leaves_no_limit_behind(volume: Volume) -> None:
     driver.limit("limited", LIMIT_BYTES)
     project = project_of(driver, "limited")
     directory = driver.catalog.directory(driver.catalog.get("limited"))
-    (directory / OWN).unlink()
+    (directory / PROJECT).unlink()
     driver.remove("limited")
     assert get_limit(driver.root, project)[0] == LIMIT_BYTES
     driver.close()
     driver = make_driver(volume.point)
     assert get_limit(driver.root, project)[0] == 0
-    assert os.listdir(driver.root / CLAIMS) == []
+    assert os.listdir(driver.root / PROJECTS) == []
     driver.close()
 
 
@@ -202,7 +203,7 @@ def test_a_mount_without_quotas_says_what_to_do(tmp_path: Path, kind: type[Stack
         assert "-o pquota" in (caught.value.hint or "")
         with pytest.raises(InvalidInput, match="at least 1 byte"):
             driver.limit("a", 0)
-        assert not (driver.root / CLAIMS).exists()
+        assert not (driver.root / PROJECTS).exists()
         driver.remove("a")
         driver.close()
 
@@ -252,5 +253,5 @@ def test_a_containers_limit_moves_with_it(volume: Volume) -> None:
 
 def limits(root: Path) -> list[int]:
     """List the limits that a driver's snapshots have."""
-    claims = root / CLAIMS
+    claims = root / PROJECTS
     return sorted(get_limit(root, int(name))[0] for name in os.listdir(claims)) if claims.exists() else []

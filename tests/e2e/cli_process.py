@@ -25,6 +25,20 @@ def heavy(modules: set[str]) -> set[str]:
     """Return those of the modules that belong to a heavy package."""
     return {name for name in modules if name.split(".")[0] in HEAVY}
 
+# Says which modules a command line has loaded when a container's monitor is begun, and when that is told the spec:
+# until then it waits for us, and for what we import. The drivers' modules are among these, unlike in -X importtime.
+WATCH_MONITOR = """
+import sys
+from pylayers.container.ahead import Ahead
+for name in ("begin", "tell"):
+    def called(*given, name=name, real=getattr(Ahead, name)):
+        print(name, *sys.modules, file=sys.stderr)
+        real(*given)
+    setattr(Ahead, name, called)
+from pylayers.cli import main
+main()
+"""
+
 
 class Cli:
     def __init__(self, directory: Path) -> None:
@@ -36,15 +50,17 @@ class Cli:
             "TERM": "xterm",
         }
 
-    def command(self, *arguments: str, python: tuple[str, ...] = ()) -> list[str]:
-        return [sys.executable, *python, "-m", "pylayers.cli", "--root", str(self.root), *arguments]
+    def command(
+        self, *arguments: str, python: tuple[str, ...] = (), program: tuple[str, ...] = ("-m", "pylayers.cli")
+    ) -> list[str]:
+        return [sys.executable, *python, *program, "--root", str(self.root), *arguments]
 
     def __call__(
-        self, *arguments: str, code: int = 0, input: bytes = b"", python: tuple[str, ...] = ()
+        self, *arguments: str, code: int = 0, input: bytes = b"", **given: tuple[str, ...]
     ) -> subprocess.CompletedProcess[str]:
         """Run a command line, and check that it leaves with this code and never with a traceback."""
         done = subprocess.run(
-            self.command(*arguments, python=python), input=input, capture_output=True, cwd=self.directory,
+            self.command(*arguments, **given), input=input, capture_output=True, cwd=self.directory,
             env=self.environment, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
         out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
@@ -56,6 +72,11 @@ class Cli:
         """Return the modules that a command line imports."""
         err = self(*arguments, python=("-X", "importtime")).stderr
         return {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
+
+    def loaded_before(self, *arguments: str) -> dict[str, set[str]]:
+        """Return the modules that a `run` has loaded when it begins its container's monitor, and when it tells it."""
+        err = self(*arguments, program=("-c", WATCH_MONITOR)).stderr
+        return {line.split()[0]: set(line.split()[1:]) for line in err.splitlines()}
 
     def lines(self, *arguments: str) -> list[str]:
         return self(*arguments).stdout.splitlines()

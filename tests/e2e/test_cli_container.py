@@ -56,6 +56,27 @@ def test_run_and_commit_import_what_they_use(cli: Cli) -> None:
     assert kernels(ran) <= {"sysmount", "clear"}
     assert kernels(committed) <= {"sysmount", "clear", "walk", "tardiff", "changeset", "tarwrite"}
     assert not {name for name in committed if name.startswith(("pylayers.container.start", "pylayers.engine.create"))}
+    assert not committed & {f"pylayers.snapshot.{name}" for name in ("mount", "loop", "projectquota", "treechange")}
+    assert not committed & {"pylayers.cli.form", "pylayers.store.step", "signal"}
+
+
+def test_run_imports_little_before_its_monitor(cli: Cli) -> None:
+    """What a start waits for: the monitor begins early, and nothing is loaded that a plain start leaves unused."""
+    cli("run", "--rm", "box", "true")  # the image is unpacked
+    found = cli.loaded_before("run", "--rm", "box", "true")
+    begun, told = found["begin"], found["tell"]
+    assert "pylayers.engine.container" in begun
+    assert "pylayers.store.store" in begun
+    later = ("engine.create", "image", "oci", "snapshot.select", "store.blob", "store.lease", "store.metadata")
+    assert not {name for name in begun if name.startswith(tuple(f"pylayers.{part}" for part in later))}
+    assert {"pylayers.snapshot.select", "pylayers.engine.create", "_sqlite3"} <= told
+    assert not kernels(told)
+    assert not told & {"signal", "select", "pylayers.cli.form"}
+    stores = ("entry", "row", "index", "layer", "layerstore", "layerwriter", "state", "step", "statcache")
+    assert not told & {f"pylayers.store.{name}" for name in stores}
+    unused = ("mount", "imagemount", "loop", "projectquota", "backing", "treechange", "erofstrial", "overlaytrial")
+    assert not told & {f"pylayers.snapshot.{name}" for name in unused}
+    assert not {name for name in told if name.startswith(("pylayers.volume.", "pylayers.diff.whiteout"))}
 
 
 def test_run_passes_output_input_and_exit_code(cli: Cli) -> None:

@@ -221,6 +221,9 @@ def test_nothing_to_do_imports_nothing_heavy(ubuntu: Cli) -> None:
     assert not heavy(modules)
     parts = ("pylayers.container", "pylayers.snapshot", "pylayers.transfer")
     assert not {name for name in modules if name.startswith(parts)}
+    unused = ("_native.graft", "_native.filehash", "cli.form", "diff.merge", "store.index", "store.layerwriter")
+    assert not modules & {"threading", "bisect", "zlib"}
+    assert not modules & {f"pylayers.{name}" for name in unused}
 
 
 def test_version_imports_no_engine(cli: Cli) -> None:

@@ -12,11 +12,11 @@ from pylayers.cli.form import (
     confirm,
     fill_template,
     print_rows,
-    read_pairs,
     show_ago,
     show_duration,
     show_size,
 )
+from pylayers.cli.option import read_pairs
 from pylayers.errors import InvalidInput, PylayersError
 
 

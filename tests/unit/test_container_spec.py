@@ -255,7 +255,7 @@ def test_explicit_runtime_is_never_replaced(tmp_path: Path) -> None:
 
 def test_no_runtime_has_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(runtimes.importlib, "import_module", _no_module)
+    monkeypatch.setattr("importlib.import_module", _no_module)
     assert all(probe.runtime is None and probe.reason for probe in probe_runtimes())
     with pytest.raises(RuntimeMissing) as caught:
         find_runtime()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 
-from pylayers.diff.whiteout import convert_upper, is_whiteout, visible_xattrs
+from pylayers.diff.overlaymark import is_whiteout
+from pylayers.diff.whiteout import convert_upper, visible_xattrs
 from pylayers.store.entry import (
     FLAG_HARDLINK,
     FLAG_OPAQUE,

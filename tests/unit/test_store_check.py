@@ -12,7 +12,9 @@ from pylayers.errors import Conflict, InvalidInput, PylayersError, Unsupported
 from pylayers.store import Store
 from pylayers.store.entry import FLAG_HASHED
 from pylayers.store.file import write_file
-from pylayers.store.metadata import ContainerRecord, ImageRecord, References, StepRecord
+from pylayers.store.holder import ContainerRecord
+from pylayers.store.metadata import ImageRecord, References
+from pylayers.store.step import StepRecord
 from pylayers.store.store import FOLDERS
 from tests.unit.store_sample import add_layer, digest, make_table, make_tar
 

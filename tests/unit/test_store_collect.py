@@ -11,7 +11,9 @@ from pylayers.oci.chain import chain_ids
 from pylayers.oci.descriptor import Descriptor
 from pylayers.oci.manifest import MEDIA_CONFIG, MEDIA_LAYER_GZIP, MEDIA_MANIFEST, Index, Manifest
 from pylayers.store import Store
-from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
+from pylayers.store.holder import ContainerRecord
+from pylayers.store.metadata import ImageRecord
+from pylayers.store.step import StepRecord
 from tests.unit.store_sample import add_layer, digest
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pylayers.errors import IntegrityError, InvalidInput, NoSpace, NotFound
-from pylayers.store import Store, layerstore
+from pylayers.store import Store, index
 from pylayers.store.entry import EntryTable
 from tests.unit.store_sample import add_layer, digest, make_table
 
@@ -58,7 +58,7 @@ def test_a_layer_that_appears_between_two_looks_is_not_taken_for_damaged(
     inode = first.tar_path.stat().st_ino
     aside = place.with_name("aside")
     place.rename(aside)
-    real = layerstore.open_index
+    real = index.open_index
 
     def appear(path: Path) -> object:
         if aside.exists():
@@ -66,7 +66,7 @@ def test_a_layer_that_appears_between_two_looks_is_not_taken_for_damaged(
             raise FileNotFoundError(2, "No such file or directory", str(path))
         return real(path)
 
-    monkeypatch.setattr(layerstore, "open_index", appear)
+    monkeypatch.setattr(index, "open_index", appear)
     assert add_layer(store, b"same").tar_path.stat().st_ino == inode
     assert not aside.exists()
 

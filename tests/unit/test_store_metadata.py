@@ -4,6 +4,7 @@ import os
 import random
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInpu
 from pylayers.oci.chain import chain_ids
 from pylayers.store import Store
 from pylayers.store.database import LOG_PAGES, MIGRATIONS, Database
-from pylayers.store.metadata import ContainerRecord, ImageRecord, StepRecord
+from pylayers.store.holder import ContainerRecord
+from pylayers.store.metadata import ImageRecord, Metadata
+from pylayers.store.step import StepRecord
+from pylayers.store.workspace import Workspace
 from tests.unit.store_sample import digest
 
 A, B, C = digest(b"a"), digest(b"b"), digest(b"c")
@@ -207,6 +211,34 @@ def test_threads_and_processes_share_the_database(store: Store) -> None:
     assert errors == []
     assert len(store.metadata.steps.candidates("p")) == 150
     other.close()
+
+
+def test_threads_that_are_first_share_one_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of a Store are made with their first use, and one of two databases would not be closed."""
+    made: list[Metadata] = []
+
+    class Slow(Metadata):
+        def __init__(self, directory: Path, workspace: Workspace) -> None:
+            time.sleep(0.05)
+            super().__init__(directory, workspace)
+            made.append(self)
+
+    monkeypatch.setattr("pylayers.store.metadata.Metadata", Slow)
+    found: list[Metadata] = []
+    threads = [threading.Thread(target=lambda: found.append(store.metadata)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert found == made * 4
+
+
+def test_a_store_that_was_not_used_is_closed(tmp_path: Path) -> None:
+    Store.open(tmp_path / "unused").close()
+    assert not (tmp_path / "unused" / "image" / "metadata.db").exists()
+    with Store.open(tmp_path / "unused") as again, again.alone("looked at"):
+        pass
 
 
 def test_a_database_left_to_the_end_of_its_process_is_whole(tmp_path: Path) -> None:

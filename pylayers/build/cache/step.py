@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pylayers.record import field, record
 from pylayers.store import Store
-from pylayers.store.metadata import StepRecord
+from pylayers.store.step import StepRecord
 
 LATEST = 4  # so many earlier steps of an instruction are looked at
 

@@ -8,7 +8,6 @@ once. It is a head start and nothing else: whatever is wrong with it, the build 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,10 @@ from pylayers.errors import PylayersError
 from pylayers.record import record
 from pylayers.store.location import STAT_CACHE_FOLDER, default_root
 from pylayers.store.statcache import KnownTree, StatCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
 
 FRESH_NS = 1_000_000_000  # a step that comes later looks at its sources when it comes
 LEAST_ROWS = 1000  # fewer are confirmed sooner than a thread starts
@@ -60,6 +63,8 @@ def begin(root: str | None, context: str, dockerfile: str | None) -> None:
             known = cache.load(key)
             if known is None:
                 continue
+            import threading  # which small trees do without
+
             descriptor = os.open(key.partition("\0")[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             work = confirm.Confirmation(descriptor, known.records, known.heap, known.trusted_before_ns)
             start = Start(known, descriptor, work, time.monotonic_ns(), threading.Thread(target=work.run, daemon=True))

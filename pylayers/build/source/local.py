@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pylayers._native import confirm, filehash, graft, tardiff, walk
+from blake3 import blake3
+
+from pylayers._native import confirm, tardiff, walk
 from pylayers.build.copy.destination import Ownership
 from pylayers.build.source import ahead
 from pylayers.dockerfile.ignore import IgnoreRules
@@ -45,13 +47,6 @@ SYMLINK_LIMIT = 40
 STAMPING_FILESYSTEMS = {
     0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E, 0x794C7630,
 }  # fmt: skip
-
-
-def new_hasher() -> type:
-    """Import the blake3 constructor on first use: an unchanged rebuild never needs it."""
-    from blake3 import blake3
-
-    return blake3
 
 
 @record(frozen=False)
@@ -121,7 +116,7 @@ class LocalTree:
         if owner.digest_name in self.digests:
             return self.digests[owner.digest_name]
         rows = self.graft(b"", Ownership(0, 0, owner.mode, owner.changes))
-        digest = tardiff.tree_digest(rows.records, rows.heap, new_hasher(), 0, not self.is_directory)
+        digest = tardiff.tree_digest(rows.records, rows.heap, blake3, 0, not self.is_directory)
         del rows  # as large as the table, of which remember makes another copy
         self.remember(owner.digest_name, digest)
         return digest
@@ -130,8 +125,10 @@ class LocalTree:
         """Hash the files that the stat cache could not vouch for. Raises Conflict for one that changes meanwhile."""
         if not self.unknown:
             return
+        from pylayers._native import filehash
+
         try:
-            filehash.hash_files(self.root_fd, *self.own_table(), self.unknown, new_hasher())
+            filehash.hash_files(self.root_fd, *self.own_table(), self.unknown, blake3)
         except OSError as error:
             if error.errno not in (errno.ESTALE, errno.ENOENT, errno.ELOOP):
                 raise translate_os_error(error, f"read {self.directory}") from error
@@ -142,6 +139,8 @@ class LocalTree:
 
     def adopt(self, start: int, written: Buffer, first: int, count: int) -> None:
         """Take the hashes of rows as they were written; digests of other contents hold no more."""
+        from pylayers._native import graft
+
         if graft.adopt_hashes(self.own_table()[0], start, written, first, count):
             self.digests = {}
 
@@ -158,6 +157,8 @@ class LocalTree:
 
     def graft(self, prefix: bytes, owner: Ownership) -> GraftedRows:
         """Return the tree's rows at a new path."""
+        from pylayers._native import graft
+
         descriptors = struct.pack("<i", self.root_fd)
         records, heap, sources = graft.graft(
             self.records, self.heap, self.top, self.end, prefix, descriptors, SOURCE_PATH,
