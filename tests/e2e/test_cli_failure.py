@@ -48,7 +48,7 @@ def box(cli: Cli, runnable: bytes) -> Cli:
 
 def look(cli: Cli) -> dict[str, object]:
     """Return all that a failed command could leave: files (but for locks and caches), mounts, processes, records."""
-    skipped = ("buildkit", "image/metadata.db", "image/collect.lock")
+    skipped = ("buildkit", "runtimes/", "image/metadata.db", "image/collect.lock")
     files = sorted(
         name
         for path in cli.root.rglob("*")
