@@ -8,7 +8,15 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
-from pylayers.image.view import Image, find_image, list_names, list_own_names, load_image, read_children
+from pylayers.image.view import (
+    Image,
+    find_image,
+    list_names,
+    list_own_names,
+    load_image,
+    read_children,
+    view_image,
+)
 from pylayers.oci.config import ImageConfig, RunConfig
 from pylayers.oci.reference import Reference
 from pylayers.record import record as make_record
@@ -96,7 +104,7 @@ class ImageActions:
         # Its tree digest is taken by the first build that asks for it. The image's transaction comes next, and flushes.
         Trees(store).record(state.diff_ids, durable=False)
         made = store_state(self._engine, state, None if name is None else str(name))
-        return load_image(store, made.digest, list_own_names(store, made.digest))
+        return view_image(store, made.digest, made.config, made.manifest, list_own_names(store, made.digest))
 
     def get(self, name: str) -> Image:
         """Return an image by name, digest or id prefix. Raises NotFound."""

@@ -15,11 +15,13 @@ from pylayers.store.metadata import ImageRecord
 
 @record
 class AssembledImage:
-    """Name an image that is stored; `existed` when nothing had to be written."""
+    """Name an image that is stored, with its documents; `existed` when nothing had to be written."""
 
     digest: str
     config_digest: str
     existed: bool
+    config: ImageConfig
+    manifest: Manifest
 
 
 def assemble(
@@ -52,7 +54,7 @@ def store_image(
     if store.metadata.images.get(digest) is not None:
         if name is not None:
             store.metadata.references.set(name, digest)
-        return AssembledImage(digest, manifest.config.digest, existed=True)
+        return AssembledImage(digest, manifest.config.digest, True, config, manifest)
     store.blobs.put_all((config.to_json(), manifest.to_json()))
     made = ImageRecord(
         digest=digest,
@@ -62,4 +64,4 @@ def store_image(
         built_ns=time.time_ns(),
     )
     store.metadata.add_image(made, name)
-    return AssembledImage(digest, manifest.config.digest, existed=False)
+    return AssembledImage(digest, manifest.config.digest, False, config, manifest)

@@ -16,6 +16,7 @@ from pylayers.store import Store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pylayers.oci.platform import Platform
+    from pylayers.store.metadata import ImageRecord
 
 
 @record
@@ -33,12 +34,25 @@ class Image:
 
 def load_image(store: Store, digest: str, references: tuple[str, ...] = ()) -> Image:
     """Load an image by its manifest digest. Raises NotFound, IntegrityError."""
-    record = store.metadata.images.get(digest)
-    if record is None:
-        raise NotFound(f"no image {digest}", hint="list images with: pylayers images")
+    record = _find_record(store, digest)
     manifest = Manifest.from_json(store.blobs.read(digest, DOCUMENT_LIMIT_BYTES))
     config = ImageConfig.from_json(store.blobs.read(record.config_digest, DOCUMENT_LIMIT_BYTES))
     return Image(digest, record.config_digest, config, manifest, record.size_bytes, record.built_ns, references)
+
+
+def view_image(
+    store: Store, digest: str, config: ImageConfig, manifest: Manifest, references: tuple[str, ...] = ()
+) -> Image:
+    """Return the view of an image that was just stored from these documents. Raises NotFound."""
+    record = _find_record(store, digest)
+    return Image(digest, record.config_digest, config, manifest, record.size_bytes, record.built_ns, references)
+
+
+def _find_record(store: Store, digest: str) -> ImageRecord:
+    record = store.metadata.images.get(digest)
+    if record is None:
+        raise NotFound(f"no image {digest}", hint="list images with: pylayers images")
+    return record
 
 
 def resolve_reference(store: Store, name: str, platform: Platform | None = None) -> str | None:

@@ -84,7 +84,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
         container = engine.containers.create("base", ["true"])
         with mounted(engine.driver().mounts(container.id)) as top:
             change_tree(top)
-        engine.images.commit(container.id, "app")
+        assert engine.images.commit(container.id, "app") == engine.images.get("app")
         engine.containers.remove(container.id)
         yield engine
 

@@ -40,6 +40,17 @@ def test_layout_and_modes(store: Store) -> None:
             store.directory(name)
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_a_closed_store_leaves_no_scratch(tmp_path: Path, left: bool) -> None:
+    with Store.open(tmp_path) as store:
+        path = store.scratch("some")
+        if left:
+            (path / "deep").mkdir(parents=True)
+            (path / "deep" / "file").touch()
+        assert [name for name in os.listdir(tmp_path / "tmp") if name.startswith("work-")] == [path.parent.name]
+    assert [name for name in os.listdir(tmp_path / "tmp") if not name.endswith(".lock")] == []
+
+
 def test_a_newer_root_is_refused_and_not_touched(tmp_path: Path) -> None:
     root = tmp_path / "root"
     Store.open(root).close()
