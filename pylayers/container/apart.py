@@ -1,8 +1,10 @@
-"""Start programs that must not see one of this machine's mounts.
+"""Start programs that must not see one entry of a directory of mounts.
 
-A thread of its own copies the mount namespace, unmounts there and starts the program; neither the process nor its other
-threads notice. What is unmounted outside later goes in the copy too where the host shares its mounts (systemd does).
-Elsewhere the copy would keep other containers' file systems busy for as long as the program runs: it gives those up.
+A thread of its own copies the mount namespace, mounts a directory with the other entries in place of that one, and
+starts the program; neither the process nor its other threads notice. To unmount the one entry wouldn't do: its mount
+point would be left, and what is written there would stay. What is unmounted outside later goes in the copy too where
+the host shares its mounts (systemd does). Elsewhere the copy would keep other containers' file systems busy for as long
+as the program runs: it gives those up.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ AT_FDCWD = -100
 
 
 class Apart:
-    """A place to call functions in where nothing is mounted at `hidden`; with "" it is here, and nothing is hidden.
+    """A place to call functions in where there is no `hidden`; with "" it is here, and nothing is hidden.
 
     Nor are other bundles' root file systems mounted that lie below a directory. What is started there stays there.
     One thread at a time may use it.
@@ -102,11 +104,11 @@ class Apart:
 
         sysmount.unshare(sysmount.CLONE_NEWNS)
         sysmount.mount(b"", b"/", b"", sysmount.MS_REC | sysmount.MS_SLAVE)
-        sysmount.unmount(os.fsencode(hidden), sysmount.MNT_DETACH)
         for point in mount_points_below(below):
             if point.name == ROOTFS and point.parent != self._bundle:
                 with contextlib.suppress(OSError):  # gone with the one that it lay in
                     sysmount.unmount(os.fsencode(point), sysmount.MNT_DETACH)
+        hide(Path(hidden))
 
     def __enter__(self) -> Apart:
         return self
@@ -115,3 +117,27 @@ class Apart:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def hide(path: Path) -> None:
+    """Mount a directory in place of path's parent that has its other directories and links. Raises OSError."""
+    from pylayers._native import sysmount
+
+    os.stat(path)
+    links: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        trees: dict[str, int] = {}
+        with os.scandir(path.parent) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    links[entry.path] = os.readlink(entry.path)
+                elif entry.name != path.name and entry.is_dir():
+                    tree = sysmount.open_tree(AT_FDCWD, os.fsencode(entry.path), clone=True, recursive=True)
+                    stack.callback(os.close, tree)
+                    trees[entry.path] = tree
+        sysmount.mount(b"pylayers", os.fsencode(path.parent), b"tmpfs", sysmount.MS_NOSUID, b"mode=755")
+        for place, tree in trees.items():
+            os.mkdir(place)
+            sysmount.move_mount(tree, AT_FDCWD, os.fsencode(place))
+        for place, target in links.items():
+            os.symlink(target, place)

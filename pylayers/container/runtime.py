@@ -25,7 +25,7 @@ CAP_SYS_ADMIN = 21
 class Runtime:
     """Name a usable runtime. `command` starts every call; `limits` tells whether it can set cgroup limits.
 
-    hides: a mount that every call must not see (see apart), "" for none.
+    hides: a mount that no call may see (see apart), "" for none.
     """
 
     name: str

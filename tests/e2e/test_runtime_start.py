@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.e2e.build_case import open_with_busybox
 
 pytestmark = [pytest.mark.root, needs_root]
 
+EPHEMERAL = ContainerOptions(remove=True)
 RULES = {"defaultAction": "SCMP_ACT_ALLOW"}
 
 
@@ -43,21 +45,31 @@ def mount_memory(path: Path, content: str) -> Path:
 
 
 def test_one_mount_is_hidden_from_what_is_started(place: Path) -> None:
-    hidden, other = mount_memory(place / "hidden", "secret"), mount_memory(place / "other", "plain")
+    """Nothing can be made in its place either that would be there afterwards, below the mount."""
+    parent = place / "parent"
+    hidden, other = mount_memory(parent / "hidden", "secret"), mount_memory(parent / "other", "plain")
+    (parent / "link").symlink_to("other")
     with Apart(str(hidden), place / "bundle", place) as apart:
-        assert apart.call(lambda: (os.listdir(hidden), os.listdir(other))) == ([], ["plain"])
-        assert apart.call(lambda: subprocess.run(["ls", hidden], capture_output=True, check=True).stdout) == b""
+        assert apart.call(lambda: sorted(os.listdir(parent))) == ["link", "other"]
+        assert apart.call(lambda: os.listdir(parent / "link")) == ["plain"]
+        listed = apart.call(lambda: subprocess.run(["ls", parent], capture_output=True, check=True).stdout)
+        assert listed == b"link\nother\n"
+        apart.call(lambda: (hidden.mkdir(), (hidden / "left").touch()))
+        apart.call((other / "made").touch)
         assert os.listdir(hidden) == ["secret"]
+        assert sorted(os.listdir(other)) == ["made", "plain"]
         mine, there = os.readlink("/proc/self/ns/mnt"), apart.call(lambda: os.readlink("/proc/thread-self/ns/mnt"))
         assert mine != there
         assert os.readlink("/proc/self/ns/mnt") == mine
+    sysmount.unmount(os.fsencode(hidden))
+    assert os.listdir(hidden) == []
     with Apart("", place / "bundle", place) as here:
-        assert here.call(lambda: os.listdir(hidden)) == ["secret"]
+        assert here.call(lambda: os.listdir(other)) == os.listdir(other)
 
 
 def test_other_bundles_are_given_up_and_the_own_is_shown(place: Path) -> None:
     """A program that runs for long must keep no other container's file system busy."""
-    hidden = mount_memory(place / "hidden", "secret")
+    hidden = mount_memory(place / "parent" / "hidden", "secret")
     own, other = place / "one" / "bundle", place / "two" / "bundle"
     mount_memory(other / "rootfs", "theirs")
     early = mount_memory(place / "three" / "bundle" / "rootfs", "early")
@@ -196,6 +208,30 @@ def test_a_step_keeps_its_filter(tmp_path: Path) -> None:
         assert status.code == 0
         assert len(list(folder.iterdir())) == 1
     assert b"".join(output) == b"Seccomp:\t2\n" * 2
+
+
+def test_crun_leaves_no_cgroups(crun: Engine) -> None:
+    """Nor anything else where cgroups are: what it made below a hidden mount would be seen by nobody, and stay."""
+    hides = crun.runtime().hides
+
+    def count() -> int:
+        return sum(len(names) for _, names, _ in os.walk(runtimes.CGROUP_ROOT))
+
+    def below() -> list[str]:
+        sysmount.unshare(sysmount.CLONE_NEWNS)
+        sysmount.mount(b"", b"/", b"", sysmount.MS_REC | sysmount.MS_SLAVE)
+        sysmount.unmount(os.fsencode(hides), sysmount.MNT_DETACH)
+        return os.listdir(hides)
+
+    before = count()
+    for options in (EPHEMERAL, ContainerOptions()):
+        container, code = crun.containers.run("busybox", ["true"], options)
+        assert code == 0
+    crun.containers.remove(container.id)
+    assert count() <= before + len(os.listdir(runtimes.CGROUP_ROOT))  # the parent of all, where there was none
+    if hides:
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(below).result() == []
 
 
 def test_crun_limits_what_it_is_told_to(crun: Engine, capfd: pytest.CaptureFixture[str]) -> None:
