@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from pylayers.container import grace
 from pylayers.container.order import write_go, write_soon, write_spec
 from pylayers.container.record import CONFIG, ContainerSpec, locked, make_directory
 from pylayers.container.spawn import attached_streams, close_all, duplicate, fork_monitor, reap_monitor
@@ -49,8 +48,6 @@ class Ahead:
         if not is_alone():
             return
         self._directory = directory
-        if spec.runtime_limits:
-            grace.begin()
         try:
             make_directory(directory)
             lock_fd = self._held.enter_context(locked(directory))

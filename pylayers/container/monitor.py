@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from pylayers._native import sysmount
+from pylayers.container import grace
 from pylayers.container.bundle import runtime_error
 from pylayers.container.launch import Launch, Launched, delete_from_runtime, forget_in_runtime
 from pylayers.container.logs import LogWriter
@@ -316,6 +317,8 @@ def watch(
     """
     if leave and os.fork():
         os._exit(0)
+    if leave and spec.runtime_limits:  # who doesn't leave has begun it before this module was loaded
+        grace.begin()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     sysmount.become_subreaper()

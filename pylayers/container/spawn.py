@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pylayers
+from pylayers.container import grace
 from pylayers.container.record import ContainerSpec
 from pylayers.errors import translate_os_error
 from pylayers.thread import is_alone
@@ -128,9 +129,11 @@ def fork_monitor(
             status = 1
             try:
                 os.setsid()  # first: a terminal's signals are not for both
+                _leave_caller(log_fd, {write_end, lock_fd, orders_fd, *copies})
+                if spec.runtime_limits and not leave:  # else behind that fork: whoever forks has no threads
+                    grace.begin()
                 from pylayers.container import monitor
 
-                _leave_caller(log_fd, {write_end, lock_fd, orders_fd, *copies})
                 status = monitor.watch(directory.absolute(), spec, *descriptors, leave=leave, orders_fd=orders_fd)
             except BaseException:
                 import traceback

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pylayers.container import grace
 from pylayers.container.ahead import Ahead
 from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked, recorded_state
 from pylayers.container.spawn import attached_streams, reap_monitor, spawn_monitor
@@ -72,8 +71,6 @@ def _begin(directory: Path, attach: bool, client: tuple[int, int, int]) -> tuple
                     f"container {spec.name or spec.id[:12]} is already running", hint="pylayers logs --follow"
                 )
             return None
-        if spec.runtime_limits:
-            grace.begin()
         clean_leftovers(directory, spec)
         return spec, *spawn_monitor(directory, spec, lock_fd, attached_streams(client, spec, attach), stays=attach)
 
