@@ -69,8 +69,10 @@ class Cli:
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def loaded(self, *arguments: str) -> set[str]:
-        """Return the modules that a command line imports."""
+        """Return the modules that a command line imports; for run also those of the monitors that are there."""
         err = self(*arguments, python=("-X", "importtime")).stderr
+        if arguments[0] == "run":
+            err += "".join(log.read_text() for log in self.root.glob("containers/*/monitor.log"))
         return {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
 
     def loaded_before(self, *arguments: str) -> dict[str, set[str]]:
