@@ -19,6 +19,7 @@ ORDER = (*OCI_RUNTIMES, BUBBLEWRAP)
 UNIFIED = f"{CGROUP_ROOT}/unified"
 LIMITING_CONTROLLERS = frozenset(("cpu", "memory", "pids"))  # what --cpus, --memory and --pids-limit need
 CAP_SYS_ADMIN = 21
+OPEN_TREE = (5, 2)  # has open_tree(2) and move_mount(2)
 
 
 @record
@@ -116,6 +117,11 @@ def find_runtime(explicit: str | None = None) -> Runtime:
     )
 
 
+def kernel_version() -> tuple[int, ...]:
+    """Return the running kernel's version, as (6, 1)."""
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
 def cgroup2_controllers() -> frozenset[str]:
     """Return the controllers that a hybrid hierarchy's cgroup2 has; those of version 1 leave it some, or none."""
     if cgroup_mode() != "hybrid":
@@ -139,12 +145,18 @@ def _probe_oci(name: str, path: str) -> RuntimeProbe:
         return RuntimeProbe(name, path, None, "it would mount sysfs and make cgroups, which no user namespace may")
     if cgroup_mode() == "none":
         return RuntimeProbe(name, path, None, f"no cgroup hierarchy is mounted at {CGROUP_ROOT}")
-    # crun refuses a hybrid hierarchy whose cgroup2 has controllers; without that in sight it works on the others.
     if name == "crun" and (controllers := cgroup2_controllers()):
-        if elsewhere := sorted(controllers & LIMITING_CONTROLLERS):
-            return RuntimeProbe(name, path, None, f"it cannot use {', '.join(elsewhere)} of a hybrid cgroup hierarchy")
-        return RuntimeProbe(name, path, Runtime(name, (path,), hides=UNIFIED))
+        return _probe_hidden(name, path, controllers)
     return RuntimeProbe(name, path, Runtime(name, (path,)))
+
+
+def _probe_hidden(name: str, path: str, controllers: frozenset[str]) -> RuntimeProbe:
+    """Probe crun, which refuses a hybrid hierarchy whose cgroup2 has controllers unless it doesn't see that."""
+    if elsewhere := sorted(controllers & LIMITING_CONTROLLERS):
+        return RuntimeProbe(name, path, None, f"it cannot use {', '.join(elsewhere)} of a hybrid cgroup hierarchy")
+    if kernel_version() < OPEN_TREE:
+        return RuntimeProbe(name, path, None, "it refuses a hybrid cgroup hierarchy; hiding half of it takes Linux 5.2")
+    return RuntimeProbe(name, path, Runtime(name, (path,), hides=UNIFIED))
 
 
 def _probe_bubblewrap(path: str) -> RuntimeProbe:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection
 
 from pylayers._native import sysmount
+from pylayers.container.runtime import kernel_version
 from pylayers.errors import InvalidInput, NotFound, translate_os_error
 
 TYPE_CHECKING = False
@@ -54,10 +55,9 @@ def load_seccomp(choice: str, capabilities: Collection[str]) -> dict[str, Any] |
         status = os.stat(path)
     except FileNotFoundError:
         raise NotFound(f"seccomp profile {path} does not exist") from None
-    release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
-    machine = os.uname().machine
+    machine, kernel = os.uname().machine, kernel_version()
     return _convert_file(
-        path, status.st_mtime_ns, status.st_size, frozenset(capabilities), machine, release, _missing_abis(machine)
+        path, status.st_mtime_ns, status.st_size, frozenset(capabilities), machine, kernel, _missing_abis(machine)
     )
 
 

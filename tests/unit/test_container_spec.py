@@ -282,6 +282,11 @@ def test_crun_in_a_hybrid_hierarchy(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert found.hides == hides
     with pytest.raises(RuntimeMissing, match="cannot use pids"):
         find_runtime("crun")
+    monkeypatch.setattr(runtimes, "cgroup2_controllers", lambda: frozenset({"hugetlb"}))
+    monkeypatch.setattr(runtimes, "kernel_version", lambda: (5, 1))
+    assert find_runtime().name == "runc"
+    with pytest.raises(RuntimeMissing, match="takes Linux"):
+        find_runtime("crun")
 
 
 def test_signals() -> None:
