@@ -11,10 +11,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pylayers.container.apart import Apart
 from pylayers.container.bundle import minimal_environment, runtime_error
 from pylayers.container.isolation import Process
-from pylayers.container.launch import BUBBLEWRAP
+from pylayers.container.launch import BUBBLEWRAP, make_apart
 from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state
 from pylayers.container.spec import build_process, choose_capabilities
 from pylayers.container.user import resolve_user
@@ -74,7 +73,7 @@ def execute(
             )
 
         with _ignoring_interrupts():
-            with Apart(spec.runtime_hides, directory / "bundle", directory.parent.parent) as apart:
+            with make_apart(directory, spec) as apart:
                 child = apart.call(start)
             code = child.wait()
         if code != 0:
