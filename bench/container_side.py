@@ -143,8 +143,8 @@ class Runtime:
             return self.same(runtime.command, apart)
 
     def same(self, command: tuple[str, ...] = ("runc",), apart: Apart | None = None) -> float:
-        """Run `true` with the configuration that a container of ours was run with."""
-        with Engine.open(self._subject.root) as engine:
+        """Run `true` with the configuration of a container that ours ran with the same runtime: crun's lacks rules."""
+        with Engine.open(self._subject.root, runtime=Path(command[0]).name) as engine:
             made, _ = engine.containers.run(APP, ["true"])
             config = json.loads((self._subject.root / "containers" / made.id / "bundle" / "config.json").read_text())
             config["root"]["path"] = "rootfs"

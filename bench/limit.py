@@ -56,6 +56,7 @@ def timed_hash(tar: Path) -> float:
 def timed_write(scratch: Path, size_bytes: int) -> float:
     """Time one sequential write with fsync, on the file system that layers are written to."""
     block = os.urandom(BLOCK_BYTES)
+    scratch.unlink(missing_ok=True)  # of a benchmark that was killed: the whole run would end here for it
     os.sync()
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

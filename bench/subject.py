@@ -125,7 +125,7 @@ def layer_tar(root: Path, reference: str) -> Path:
     """Return the tar of an image's topmost layer, whole: a hole is read faster than any disk."""
     with Engine.open(root) as engine:
         image = engine.images.get(reference)
-        return engine.store.layers.open(image.config.diff_ids[-1]).make_whole()
+        return Path(engine.store.layers.open(image.config.diff_ids[-1]).make_whole())
 
 
 def check_layer(root: Path, reference: str, wanted: TreeSize, above: int) -> None:

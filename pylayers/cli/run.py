@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from pylayers.cli.session import Session
 from pylayers.errors import ContainerError, InvalidInput, PylayersError, Unsupported, translate_os_error
@@ -83,7 +82,8 @@ def cid_file(path: str | None) -> Iterator[Callable[[Container], None]]:
             yield keep
         finally:
             if not made:
-                Path(path).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
 
 
 def check_terminal() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from types import TracebackType
 
 from pylayers.container.order import write_go, write_soon, write_spec
@@ -31,7 +30,7 @@ class Ahead:
         self._orders_fd = self._reports_fd = -1
         self._child = 0
         self._expected = False
-        self._directory: Path | None = None
+        self._directory: str | None = None
         self._held = contextlib.ExitStack()  # the container's lock
 
     @property
@@ -39,7 +38,7 @@ class Ahead:
         """Tell whether there is a monitor that waits for orders."""
         return self._orders_fd >= 0
 
-    def begin(self, directory: Path, spec: ContainerSpec) -> None:
+    def begin(self, directory: str, spec: ContainerSpec) -> None:
         """Start the monitor of a new container; spec may lack all that comes of its image, snapshot and volumes.
 
         Nothing happens in a process with several threads, as a fork would copy locks that they hold.
@@ -55,7 +54,7 @@ class Ahead:
         except OSError as error:
             raise translate_os_error(error, "start the container's monitor") from error
 
-    def _fork(self, directory: Path, spec: ContainerSpec, lock_fd: int) -> None:
+    def _fork(self, directory: str, spec: ContainerSpec, lock_fd: int) -> None:
         orders_read, self._orders_fd = os.pipe()
         self._reports_fd, reports_write = os.pipe()
         copies: list[int] = []
@@ -118,7 +117,7 @@ class Ahead:
             self._reports_fd = -1
         self._held.close()
         directory, self._directory = self._directory, None
-        if directory is not None and directory.exists() and not (directory / CONFIG).exists():
+        if directory is not None and os.path.exists(directory) and not os.path.exists(f"{directory}/{CONFIG}"):
             from pylayers.container.remove import delete_unmade
 
             delete_unmade(directory)  # the monitor was killed

@@ -13,12 +13,13 @@ import contextlib
 import os
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
+
+    from _typeshed import StrPath
 
     T = TypeVar("T")
 
@@ -33,9 +34,9 @@ class Apart:
     One thread at a time may use it.
     """
 
-    def __init__(self, hidden: str, bundle: Path, below: Path) -> None:
+    def __init__(self, hidden: str, bundle: StrPath, below: StrPath) -> None:
         self._there = bool(hidden)
-        self._bundle = bundle
+        self._rootfs = f"{bundle}/{ROOTFS}"
         self._function: Callable[[], Any] | None = None
         self._result: Any = None
         self._error: BaseException | None = None
@@ -64,7 +65,7 @@ class Apart:
             return
         from pylayers._native import sysmount
 
-        path = os.fsencode(self._bundle / ROOTFS)
+        path = os.fsencode(self._rootfs)
         tree = sysmount.open_tree(AT_FDCWD, path, clone=True, recursive=True)
         try:
             self.call(lambda: sysmount.move_mount(tree, AT_FDCWD, path))
@@ -77,7 +78,7 @@ class Apart:
             self._there = False
             self._asked.release()
 
-    def _serve(self, hidden: str, below: Path) -> None:
+    def _serve(self, hidden: str, below: StrPath) -> None:
         failure: BaseException | None = None
         try:
             self._prepare(hidden, below)
@@ -98,17 +99,17 @@ class Apart:
             del function
             self._answered.release()
 
-    def _prepare(self, hidden: str, below: Path) -> None:
+    def _prepare(self, hidden: str, below: StrPath) -> None:
         from pylayers._native import sysmount
         from pylayers.snapshot.mount import mount_points_below
 
         sysmount.unshare(sysmount.CLONE_NEWNS)
         sysmount.mount(b"", b"/", b"", sysmount.MS_REC | sysmount.MS_SLAVE)
         for point in mount_points_below(below):
-            if point.name == ROOTFS and point.parent != self._bundle:
+            if os.path.basename(point) == ROOTFS and point != self._rootfs:
                 with contextlib.suppress(OSError):  # gone with the one that it lay in
                     sysmount.unmount(os.fsencode(point), sysmount.MNT_DETACH)
-        hide(Path(hidden))
+        hide(hidden)
 
     def __enter__(self) -> Apart:
         return self
@@ -119,23 +120,24 @@ class Apart:
         self.close()
 
 
-def hide(path: Path) -> None:
+def hide(path: str) -> None:
     """Mount a directory in place of path's parent that has its other directories and links. Raises OSError."""
     from pylayers._native import sysmount
 
     os.stat(path)
+    parent, name = os.path.split(path)
     links: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         trees: dict[str, int] = {}
-        with os.scandir(path.parent) as entries:
+        with os.scandir(parent) as entries:
             for entry in entries:
                 if entry.is_symlink():
                     links[entry.path] = os.readlink(entry.path)
-                elif entry.name != path.name and entry.is_dir():
+                elif entry.name != name and entry.is_dir():
                     tree = sysmount.open_tree(AT_FDCWD, os.fsencode(entry.path), clone=True, recursive=True)
                     stack.callback(os.close, tree)
                     trees[entry.path] = tree
-        sysmount.mount(b"pylayers", os.fsencode(path.parent), b"tmpfs", sysmount.MS_NOSUID, b"mode=755")
+        sysmount.mount(b"pylayers", os.fsencode(parent), b"tmpfs", sysmount.MS_NOSUID, b"mode=755")
         for place, tree in trees.items():
             os.mkdir(place)
             sysmount.move_mount(tree, AT_FDCWD, os.fsencode(place))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from pathlib import Path
 
 from pylayers.errors import ContainerError, Unsupported
 from pylayers.volume.rootpath import locate, make_directories, open_beneath
@@ -18,8 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from _typeshed import StrPath
 
-def bubblewrap_arguments(config: dict[str, Any], root: Path, *, info_fd: int | None = None) -> list[str]:
+
+def bubblewrap_arguments(config: dict[str, Any], root: StrPath, *, info_fd: int | None = None) -> list[str]:
     """Translate config.json into bwrap's arguments, after checking that the command exists in root.
 
     Creates the working directory in root, as the OCI runtimes do. Raises Unsupported, ContainerError (126, 127).
@@ -100,7 +101,7 @@ def _mount(mount: dict[str, Any]) -> list[str]:
     return arguments + (["--remount-ro", target] if "ro" in options else [])
 
 
-def check_command(root: Path, process: dict[str, Any]) -> None:
+def check_command(root: StrPath, process: dict[str, Any]) -> None:
     """Look for the command in the root file system as execvp would. Raises ContainerError with docker's 126 or 127."""
     name = process["args"][0]
     path = next((setting[5:] for setting in process["env"] if setting.startswith("PATH=")), "")

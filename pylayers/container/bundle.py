@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from pathlib import Path
 
 from pylayers.errors import ContainerError
+from pylayers.jsontext import dump, load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from _typeshed import StrPath
 
 CONFIG = "config.json"
 LOG_LIMIT_BYTES = 1 << 20
@@ -29,26 +29,29 @@ _NOT_EXECUTABLE = (
 
 def encode_config(config: dict[str, Any]) -> bytes:
     """Return what config.json holds."""
-    return json.dumps(config, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    return dump(config, separators=(",", ":")).encode("utf-8", "surrogateescape")
 
 
-def write_config(bundle: Path, content: bytes) -> None:
+def write_config(bundle: StrPath, content: bytes) -> None:
     """Write config.json into a bundle, in place of whatever is there."""
-    scratch = bundle / f".{CONFIG}"
-    scratch.write_bytes(content)
-    scratch.replace(bundle / CONFIG)
+    scratch = f"{bundle}/.{CONFIG}"
+    with open(scratch, "wb") as file:
+        file.write(content)
+    os.replace(scratch, f"{bundle}/{CONFIG}")
 
 
-def runtime_error(log: Path, command: str) -> ContainerError | None:
+def runtime_error(log: StrPath, command: str) -> ContainerError | None:
     """Read the runtime's JSON log and return its error with docker's exit code, or None when it logged none."""
     try:
-        with log.open("rb") as file:
+        with open(log, "rb") as file:
             content = file.read(LOG_LIMIT_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return None
     messages = [message for message in map(_error_message, content.splitlines()) if message]
     if not messages:
         return None
+    import re
+
     # runc's last line repeats the first with its own position in its source; the longest says the most.
     message = max(messages, key=len)
     exit_code, hint = 125, None
@@ -63,7 +66,7 @@ def runtime_error(log: Path, command: str) -> ContainerError | None:
 
 def _error_message(line: str) -> str:
     try:
-        record = json.loads(line)
+        record = load(line)
     except ValueError:
         return ""
     if not isinstance(record, dict) or record.get("level", "error").lower() not in ("error", "fatal"):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from pylayers.container.bundle import minimal_environment, runtime_error
 from pylayers.container.isolation import Process
@@ -18,12 +15,20 @@ from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_st
 from pylayers.container.spec import build_process, choose_capabilities
 from pylayers.container.user import resolve_user
 from pylayers.errors import Conflict, Unsupported, translate_os_error
+from pylayers.jsontext import dump
 from pylayers.record import replace
+from pylayers.store.file import remove_file
 from pylayers.thread import is_main
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without the enums around it
 
 
 def execute(
-    directory: Path,
+    directory: str,
     process: Process,
     *,
     interactive: bool = False,
@@ -46,21 +51,22 @@ def execute(
             "exec needs an OCI runtime, and this container runs in bubblewrap", hint="install runc or crun"
         )
     token = secrets.token_hex(6)
-    description = directory / f"exec-{token}.json"
-    log = directory / f"exec-{token}.log"
+    description = f"{directory}/exec-{token}.json"
+    log = f"{directory}/exec-{token}.log"
     try:
-        description.write_text(json.dumps(_describe(directory, spec, process, privileged)))
+        with open(description, "w") as file:
+            file.write(dump(_describe(directory, spec, process, privileged)))
         command = [
             *spec.runtime,
             "--root",
-            str(directory / "runtime"),
+            f"{directory}/runtime",
             "--log",
-            str(log),
+            log,
             "--log-format",
             "json",
             "exec",
         ]
-        command += [*(["--detach"] if detach else []), "--process", str(description), spec.id]
+        command += [*(["--detach"] if detach else []), "--process", description, spec.id]
         nothing = subprocess.DEVNULL
 
         def start() -> subprocess.Popen[bytes]:
@@ -84,11 +90,11 @@ def execute(
     except OSError as error:
         raise translate_os_error(error, f"exec in container {spec.id[:12]}") from error
     finally:
-        description.unlink(missing_ok=True)
-        log.unlink(missing_ok=True)
+        for path in (description, log):
+            remove_file(path, durable=False)
 
 
-def _describe(directory: Path, spec: ContainerSpec, process: Process, privileged: bool) -> dict[str, object]:
+def _describe(directory: str, spec: ContainerSpec, process: Process, privileged: bool) -> dict[str, object]:
     isolation = replace(spec.isolation, privileged=spec.isolation.privileged or privileged)
     environment = [setting for setting in spec.process.environment if not setting.startswith("HOME=")]
     full = replace(
@@ -97,7 +103,7 @@ def _describe(directory: Path, spec: ContainerSpec, process: Process, privileged
         working_directory=process.working_directory or spec.process.working_directory,
         user=process.user or spec.process.user,
     )
-    root_fd = os.open(directory / "bundle" / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = os.open(f"{directory}/bundle/rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         capabilities = choose_capabilities(isolation, device_rules=spec.runtime_limits)
         return build_process(full, isolation, resolve_user(root_fd, full.user), capabilities)

@@ -7,9 +7,13 @@ import errno
 import fcntl
 import os
 import select
-from pathlib import Path
+import stat
 
 from pylayers.container.bundle import CONFIG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 PIPE_BYTES = 64 << 10
 
@@ -17,13 +21,13 @@ PIPE_BYTES = 64 << 10
 class Feed:
     """Hold the place of one config.json until `give`; from then on it is a plain file."""
 
-    def __init__(self, bundle: Path) -> None:
-        self._bundle = bundle
-        self._scratch = bundle / f".{CONFIG}"
+    def __init__(self, bundle: StrPath) -> None:
+        self._path = path = f"{bundle}/{CONFIG}"
+        self._scratch = f"{bundle}/.{CONFIG}"
         self._rest = b""
         self._given = False
-        path = bundle / CONFIG
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         os.mkfifo(path, 0o600)
         # For reading too: neither does this open wait for the runtime, nor the runtime's for anything but content.
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -31,11 +35,12 @@ class Feed:
     def prepare(self, content: bytes) -> None:
         """Write a configuration down, for nobody to see yet. Raises OSError."""
         self._rest = content
-        self._scratch.write_bytes(content)
+        with open(self._scratch, "wb") as file:
+            file.write(content)
 
     def give(self) -> None:
         """Let the runtime go on. It may open the file for the first time only now, or several times. Raises OSError."""
-        self._scratch.replace(self._bundle / CONFIG)
+        os.replace(self._scratch, self._path)
         self._given = True
         if len(self._rest) > PIPE_BYTES:
             with contextlib.suppress(OSError):  # else it goes in pieces
@@ -65,7 +70,7 @@ class Feed:
             self._fd = -1
 
 
-def make_feed(bundle: Path) -> Feed | None:
+def make_feed(bundle: StrPath) -> Feed | None:
     """Make the FIFO; None where the file system has none, so that a runtime has to be started later. Raises OSError."""
     try:
         return Feed(bundle)
@@ -75,10 +80,12 @@ def make_feed(bundle: Path) -> Feed | None:
         raise
 
 
-def wake_reader(bundle: Path) -> None:
+def wake_reader(bundle: StrPath) -> None:
     """Let a runtime end that still waits at a FIFO whose monitor was killed: it finds it empty."""
-    path = bundle / CONFIG
-    if path.is_fifo():
+    path = f"{bundle}/{CONFIG}"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            return
         with contextlib.suppress(OSError):  # ENXIO: nobody waits
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        path.unlink(missing_ok=True)
+        os.unlink(path)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from pylayers.container.apart import Apart
 from pylayers.container.bundle import CONFIG, encode_config, minimal_environment, runtime_error, write_config
@@ -19,12 +16,18 @@ from pylayers.container.network import write_network_files
 from pylayers.container.notice import Notice
 from pylayers.container.record import ContainerSpec
 from pylayers.errors import ContainerError
+from pylayers.jsontext import load
 from pylayers.record import field, record
-from pylayers.store.file import remove_tree
+from pylayers.store.file import read_text, remove_file, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+
+    from _typeshed import StrPath
+else:
+    import _signal as signal  # without the enums around it
 
 BUBBLEWRAP = "bwrap"
 # Runtimes that take milliseconds until they read their configuration, begun before there is one.
@@ -71,9 +74,9 @@ class Launch:
     container.
     """
 
-    def __init__(self, directory: Path, spec: ContainerSpec, client_in: int, *, attached: bool) -> None:
+    def __init__(self, directory: str, spec: ContainerSpec, client_in: int, *, attached: bool) -> None:
         self._directory = directory
-        self._bundle = directory / "bundle"
+        self._bundle = f"{directory}/bundle"
         self._spec = spec
         self._client_in = client_in
         self._stays = attached and not spec.interactive and not spec.process.terminal
@@ -96,10 +99,10 @@ class Launch:
         spec may lack what only the configuration takes, here and for begin. Raises ContainerError, OSError.
         """
         self._place()  # it takes the time of the rest
-        (self._directory / "runtime.log").unlink(missing_ok=True)
-        (self._bundle / "pid").unlink(missing_ok=True)
+        for left in (f"{self._directory}/runtime.log", f"{self._bundle}/pid"):
+            remove_file(left, durable=False)
         with contextlib.suppress(OSError):
-            remove_tree(self._directory / "runtime")
+            remove_tree(f"{self._directory}/runtime")
         self._files = write_network_files(self._directory, self._spec.isolation, _hostname(self._spec))
 
     def begin(self) -> None:
@@ -129,7 +132,7 @@ class Launch:
             self._feed.prepare(encode_config(self._config))
 
     def _find_filter(self, rules: dict[str, Any] | None) -> None:
-        filters = self._directory.parent.parent / FILTERS
+        filters = f"{_root_of(self._directory)}/{FILTERS}"
         self._filter = find_filter(filters, self._spec.runtime_name, self._spec.runtime[0], rules)
 
     def complete(self) -> Launched:
@@ -153,7 +156,7 @@ class Launch:
             runtime_pid, self._runtime_pid = self._runtime_pid, 0
             launched = _take(self._directory, self._spec, runtime_pid, self._stays, self._feed)
             if self._filter is not None and not self._filter.is_kept:
-                self._filter.keep(self._directory / "runtime" / self._spec.id)
+                self._filter.keep(f"{self._directory}/runtime/{self._spec.id}")
             return self._streams.give(launched)
         finally:
             self._streams.close()
@@ -186,7 +189,7 @@ class Launch:
         self._streams.close()
         self._end()
         if self._feed is not None:
-            (self._bundle / CONFIG).unlink(missing_ok=True)
+            remove_file(f"{self._bundle}/{CONFIG}", durable=False)
 
 
 class _Streams:
@@ -234,28 +237,32 @@ class _Streams:
         self._outputs, self._kept = {}, ()
 
 
-def runtime_call(directory: Path, spec: ContainerSpec) -> list[str]:
+def runtime_call(directory: StrPath, spec: ContainerSpec) -> list[str]:
     """Return the start of a runtime's command line; its state lies in the container's own directory."""
-    log = str(directory / "runtime.log")
-    return [*spec.runtime, "--root", str(directory / "runtime"), "--log", log, "--log-format", "json"]
+    log = f"{directory}/runtime.log"
+    return [*spec.runtime, "--root", f"{directory}/runtime", "--log", log, "--log-format", "json"]
 
 
-def runtime_command(directory: Path, spec: ContainerSpec, *, detach: bool, console: str | None = None) -> list[str]:
+def runtime_command(directory: str, spec: ContainerSpec, *, detach: bool, console: str | None = None) -> list[str]:
     """Return the command line that runs a container."""
     command = [*runtime_call(directory, spec), "run", *(["--detach"] if detach else [])]
-    command += ["--bundle", str(directory / "bundle"), "--pid-file", str(directory / "bundle" / "pid")]
+    command += ["--bundle", f"{directory}/bundle", "--pid-file", f"{directory}/bundle/pid"]
     return [*command, *(["--console-socket", console] if console else []), spec.id]
+
+
+def _root_of(directory: StrPath) -> str:
+    return os.path.dirname(os.path.dirname(directory))
 
 
 def _hostname(spec: ContainerSpec) -> str:
     return spec.isolation.hostname or spec.id[:12]
 
 
-def make_config(bundle: Path, spec: ContainerSpec, mounts: Sequence[ContainerMount]) -> dict[str, Any]:
+def make_config(bundle: str, spec: ContainerSpec, mounts: Sequence[ContainerMount]) -> dict[str, Any]:
     """Return a container's config.json."""
     from pylayers.container.spec import build_config
 
-    root_fd = os.open(bundle / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = os.open(f"{bundle}/rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         config = build_config(
             spec.process,
@@ -273,13 +280,13 @@ def make_config(bundle: Path, spec: ContainerSpec, mounts: Sequence[ContainerMou
     return config
 
 
-def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any], client_in: int) -> Launched:
+def _launch_terminal(directory: str, spec: ContainerSpec, config: dict[str, Any], client_in: int) -> Launched:
     from pylayers.container.terminal import ConsoleSocket, copy_size, size
 
     if client_in >= 0 and (rows_columns := size(client_in)):
         # From the start: a program may ask before the terminal has come to us.
         config["process"]["consoleSize"] = {"height": rows_columns[0], "width": rows_columns[1]}
-    write_config(directory / "bundle", encode_config(config))
+    write_config(f"{directory}/bundle", encode_config(config))
     if spec.runtime_name == BUBBLEWRAP:
         master, slave = os.openpty()
         if client_in >= 0:
@@ -289,7 +296,7 @@ def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any
         finally:
             os.close(slave)
     else:
-        console = ConsoleSocket(str(directory / "bundle"))
+        console = ConsoleSocket(f"{directory}/bundle")
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             command = runtime_command(directory, spec, detach=True, console=console.path)
@@ -305,31 +312,31 @@ def _launch_terminal(directory: Path, spec: ContainerSpec, config: dict[str, Any
     return launched
 
 
-def _take(directory: Path, spec: ContainerSpec, runtime_pid: int, stays: bool, feed: Feed | None) -> Launched:
+def _take(directory: str, spec: ContainerSpec, runtime_pid: int, stays: bool, feed: Feed | None) -> Launched:
     """Wait for a runtime to start its container. Raises ContainerError."""
-    pid_file = directory / "bundle" / "pid"
+    pid_file = f"{directory}/bundle/pid"
     found = _await_pid(runtime_pid, pid_file, feed) if stays or feed is not None else None
     if stays and found is not None:
         return Launched(found, runtime_pid, os.pidfd_open(runtime_pid), _open_process(found))
     _, status = os.waitpid(runtime_pid, 0)
-    if status != 0 or not pid_file.exists():
-        error = runtime_error(directory / "runtime.log", spec.process.arguments[0])
+    if status != 0 or not os.path.exists(pid_file):
+        error = runtime_error(f"{directory}/runtime.log", spec.process.arguments[0])
         delete_from_runtime(directory, spec)
         code = os.waitstatus_to_exitcode(status)
         raise error or ContainerError(f"{spec.runtime_name} failed with status {code} and gave no reason")
-    pid = int(pid_file.read_text())
+    pid = int(read_text(pid_file))
     return Launched(pid, pid, os.pidfd_open(pid))
 
 
-def _await_pid(runtime_pid: int, pid_file: Path, feed: Feed | None) -> int | None:
+def _await_pid(runtime_pid: int, pid_file: str, feed: Feed | None) -> int | None:
     """Wait until a runtime has written the container's pid; None when it ends without one."""
     descriptor = os.pidfd_open(runtime_pid)
     try:
-        with Notice(pid_file.parent, descriptor) as notice:
+        with Notice(os.path.dirname(pid_file), descriptor) as notice:
             ended = False
             while True:
                 with contextlib.suppress(FileNotFoundError):
-                    if content := pid_file.read_text():
+                    if content := read_text(pid_file):
                         return int(content)
                 if ended:
                     return None
@@ -347,36 +354,36 @@ def _open_process(pid: int) -> int:
 
 
 def _start_bubblewrap(
-    directory: Path, spec: ContainerSpec, config: dict[str, Any], standard: tuple[int, int, int], *, controlling: bool
+    directory: str, spec: ContainerSpec, config: dict[str, Any], standard: tuple[int, int, int], *, controlling: bool
 ) -> Launched:
     from pylayers.container.bubblewrap import bubblewrap_arguments
 
     info_read, info_write = os.pipe()
     os.set_inheritable(info_write, True)
     try:
-        arguments = bubblewrap_arguments(config, directory / "bundle" / "rootfs", info_fd=info_write)
+        arguments = bubblewrap_arguments(config, f"{directory}/bundle/rootfs", info_fd=info_write)
         waited = spawn([*spec.runtime, *arguments], standard, controlling=controlling)
     finally:
         os.close(info_write)
     with open(info_read, "rb") as info:
         content = info.read(4096)
     try:
-        pid = int(json.loads(content)["child-pid"])
+        pid = int(load(content)["child-pid"])
     except (ValueError, KeyError):
         os.waitpid(waited, 0)
         raise ContainerError("bubblewrap could not start the container") from None
     return Launched(pid, waited, os.pidfd_open(waited))
 
 
-def spawn_runtime(command: list[str], standard: tuple[int, int, int], directory: Path, spec: ContainerSpec) -> int:
+def spawn_runtime(command: list[str], standard: tuple[int, int, int], directory: StrPath, spec: ContainerSpec) -> int:
     """Start a container's runtime with these standard streams and return its pid."""
     with make_apart(directory, spec) as apart:
         return apart.call(lambda: spawn(command, standard))
 
 
-def make_apart(directory: Path, spec: ContainerSpec) -> Apart:
+def make_apart(directory: StrPath, spec: ContainerSpec) -> Apart:
     """Return the place where a container's runtime is to be started."""
-    return Apart(spec.runtime_hides, directory / "bundle", directory.parent.parent)
+    return Apart(spec.runtime_hides, f"{directory}/bundle", _root_of(directory))
 
 
 def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bool = False) -> int:
@@ -418,16 +425,16 @@ def spawn(command: list[str], standard: tuple[int, int, int], *, controlling: bo
         os._exit(127)
 
 
-def delete_from_runtime(directory: Path, spec: ContainerSpec) -> None:
+def delete_from_runtime(directory: StrPath, spec: ContainerSpec) -> None:
     """Let the runtime forget a container that has ended, and remove what is left of the runtime's state."""
     forget_in_runtime(directory, spec)
     with contextlib.suppress(OSError):
-        remove_tree(directory / "runtime")
+        remove_tree(f"{directory}/runtime")
 
 
-def forget_in_runtime(directory: Path, spec: ContainerSpec) -> None:
+def forget_in_runtime(directory: StrPath, spec: ContainerSpec) -> None:
     """Let the runtime forget a container that has ended (its cgroups with it)."""
-    if spec.runtime_name != BUBBLEWRAP and (directory / "runtime" / spec.id).exists():
+    if spec.runtime_name != BUBBLEWRAP and os.path.exists(f"{directory}/runtime/{spec.id}"):
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             command = [*runtime_call(directory, spec), "delete", "--force", spec.id]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from pylayers.container.record import LOG, NANOSECONDS, RUNNING, load_state, timestamp
 from pylayers.errors import InvalidInput, NotFound
+from pylayers.jsontext import dump, load
 from pylayers.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 LINE_LIMIT_BYTES = 16 << 10  # a longer line is cut into several records, as docker does
 BLOCK_BYTES = 64 << 10
@@ -34,7 +36,7 @@ class LogRecord:
 class LogWriter:
     """Cut streams into lines and append them to a log file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StrPath) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._partial: dict[str, bytes] = {}
 
@@ -53,7 +55,7 @@ class LogWriter:
             return
         now = timestamp()
         lines = (
-            json.dumps({"log": text.decode(errors="replace"), "stream": stream, "time": now}, ensure_ascii=False)
+            dump({"log": text.decode(errors="replace"), "stream": stream, "time": now}, ensure_ascii=False)
             for text in records
         )
         content = "".join(line + "\n" for line in lines).encode(errors="replace")
@@ -73,7 +75,7 @@ def _cut(line: bytes) -> list[bytes]:
 
 
 def read_logs(
-    directory: Path,
+    directory: StrPath,
     *,
     follow: bool = False,
     tail: int | None = None,
@@ -84,11 +86,11 @@ def read_logs(
 
     Raises NotFound. A damaged or half-written line is left out.
     """
-    path = directory / LOG
+    path = f"{directory}/{LOG}"
     try:
-        file = path.open("rb")
+        file = open(path, "rb")  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None
+        raise NotFound(f"no such container: {os.path.basename(directory)[:12]}", hint="pylayers ps --all") from None
     with file:
         if tail is not None:
             file.seek(_tail_offset(file.fileno(), tail))
@@ -108,7 +110,7 @@ def read_logs(
             time.sleep(POLL_SECONDS)
 
 
-def _running(directory: Path) -> bool:
+def _running(directory: StrPath) -> bool:
     try:
         return load_state(directory).status == RUNNING
     except NotFound:
@@ -123,7 +125,7 @@ def _within(record: LogRecord, since_ns: int | None, until_ns: int | None) -> bo
 
 def _parse(line: bytes) -> LogRecord | None:
     try:
-        values = json.loads(line)
+        values = load(line)
         return LogRecord(values["log"], values["stream"], values["time"])
     except (ValueError, KeyError, TypeError):
         return None
@@ -157,6 +159,7 @@ def parse_time(given: str, *, now_ns: int | None = None) -> int:
     Raises InvalidInput.
     """
     import calendar
+    import re
 
     if re.fullmatch(r"\d+(\.\d{1,9})?", given):
         whole, _, fraction = given.partition(".")

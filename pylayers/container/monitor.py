@@ -9,13 +9,10 @@ first are descriptors, -1 for none.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
-import signal
 import sys
 import time
-from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.container import grace
@@ -40,12 +37,16 @@ from pylayers.container.record import (
     write_state,
 )
 from pylayers.errors import Conflict, PylayersError, translate_os_error
+from pylayers.jsontext import dump
 from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    import _signal as signal  # without the enums around it
 
 CHUNK_BYTES = 64 << 10
 DRAIN_MS = 200
@@ -57,7 +58,7 @@ class Monitor:
 
     def __init__(
         self,
-        directory: Path,
+        directory: str,
         spec: ContainerSpec,
         status_fd: int,
         lock_fd: int,
@@ -71,8 +72,8 @@ class Monitor:
         self.client_out = {"stdout": outputs[0], "stderr": outputs[1]}
         self.spec = spec
         self.orders = orders
-        self.root = directory / "bundle" / "rootfs"
-        self.log = LogWriter(directory / LOG)
+        self.root = f"{directory}/bundle/rootfs"
+        self.log = LogWriter(f"{directory}/{LOG}")
         self.launched: Launched | None = None
         self.mounted = False
 
@@ -93,7 +94,7 @@ class Monitor:
             boot_id=boot_id(),
             started=timestamp(),
         )
-        (self.directory / EXIT).write_bytes(b"")
+        self._tell_exit("")
         write_state(self.directory, state)
         os.close(self.lock_fd)
         if not self._is_attached() or self.launched.terminal is not None:  # who is attached waits for the end anyway
@@ -136,7 +137,7 @@ class Monitor:
     def report(self, message: dict[str, Any]) -> None:
         """Tell the caller, if it is still there."""
         with contextlib.suppress(OSError):
-            os.write(self.status_fd, json.dumps(message).encode() + b"\n")
+            os.write(self.status_fd, dump(message).encode() + b"\n")
 
     def _pump(self, launched: Launched) -> None:
         """Copy output until the container has ended and its streams are empty."""
@@ -219,7 +220,7 @@ class Monitor:
         return 128 - code if code < 0 else code
 
     def _finish(self, state: State, code: int) -> None:
-        error = runtime_error(self.directory / "runtime.log", self.spec.process.arguments[0]) if code else None
+        error = runtime_error(f"{self.directory}/runtime.log", self.spec.process.arguments[0]) if code else None
         if error is not None:
             code = error.exit_code
         # Of one that removes itself the rest goes with the directory.
@@ -228,13 +229,17 @@ class Monitor:
         if not self.spec.remove_on_exit:
             ended = replace(state, status=EXITED, pid=0, exit_code=code, finished=timestamp(), error=str(error or ""))
             write_state(self.directory, ended)
-        # In place, not by rename: who waits holds this very file, also when the directory goes now.
-        (self.directory / EXIT).write_text(f"{code}\n")
+        self._tell_exit(f"{code}\n")
         self.report({"exit": code})  # the caller removes the snapshot while the directory goes here
         if self.spec.remove_on_exit:
             from pylayers.container.remove import delete_directory
 
             delete_directory(self.directory)
+
+    def _tell_exit(self, content: str) -> None:
+        # In place, not by rename: who waits holds this very file, also when the directory goes.
+        with open(f"{self.directory}/{EXIT}", "w") as file:
+            file.write(content)
 
     def _unmount(self) -> None:
         if not self.mounted:
@@ -265,7 +270,7 @@ class Monitor:
         from pylayers.container.remove import delete_directory
 
         self.log.close()
-        if self.spec.remove_on_exit or not (self.directory / CONFIG).exists():
+        if self.spec.remove_on_exit or not os.path.exists(f"{self.directory}/{CONFIG}"):
             delete_directory(self.directory)
 
 
@@ -296,13 +301,13 @@ def await_exit(pid: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """Watch the container that the command line names."""
-    directory = Path(arguments[0])
+    directory = arguments[0]
     status_fd, lock_fd, stdin_fd, stdout_fd, stderr_fd = map(int, arguments[1:])
     return watch(directory, load_spec(directory), status_fd, lock_fd, (stdin_fd, stdout_fd, stderr_fd))
 
 
 def watch(
-    directory: Path,
+    directory: str,
     spec: ContainerSpec,
     status_fd: int,
     lock_fd: int,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from pylayers.container.isolation import ContainerMount, Isolation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 LOCAL_HOSTS = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -17,7 +21,7 @@ ff02::2\tip6-allrouters
 
 
 def write_network_files(
-    directory: Path, isolation: Isolation, hostname: str, taken: Sequence[str] = (), *, readonly: bool = False
+    directory: StrPath, isolation: Isolation, hostname: str, taken: Sequence[str] = (), *, readonly: bool = False
 ) -> list[ContainerMount]:
     """Write resolv.conf, hosts and hostname into a directory and return the mounts for those whose target isn't taken.
 
@@ -30,11 +34,12 @@ def write_network_files(
     }
     mounts = []
     for name, content in contents.items():
-        path = directory / name
-        path.write_text(content, encoding="utf-8", errors="surrogateescape")
-        path.chmod(0o644)
+        path = f"{directory}/{name}"
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)
         if f"/etc/{name}" not in taken:
-            mounts.append(ContainerMount(type="bind", target=f"/etc/{name}", source=str(path), readonly=readonly))
+            mounts.append(ContainerMount(type="bind", target=f"/etc/{name}", source=path, readonly=readonly))
     return mounts
 
 
@@ -58,6 +63,7 @@ def _hosts(isolation: Isolation, hostname: str) -> str:
 
 def _read_host(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
     except OSError:
         return ""

@@ -6,9 +6,15 @@ import contextlib
 import fcntl
 import os
 import select
-import signal
-from pathlib import Path
 from types import TracebackType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+
+    from _typeshed import StrPath
+else:
+    import _signal as signal  # without the enums around it
 
 # Where the kernel has no dnotify: how often one looks.
 POLL_MS = 1
@@ -17,7 +23,7 @@ POLL_MS = 1
 class Notice:
     """Wait for changes of a directory's names, or for a process's end."""
 
-    def __init__(self, directory: Path, pidfd: int) -> None:
+    def __init__(self, directory: StrPath, pidfd: int) -> None:
         self._poll = select.poll()
         self._poll.register(pidfd, select.POLLIN)
         self._pidfd = pidfd

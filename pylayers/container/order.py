@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from pylayers.container.record import ContainerSpec, spec_from_json
+from pylayers.jsontext import dump
 from pylayers.record import to_mapping
 
 LENGTH_BYTES = 8
@@ -62,7 +62,7 @@ def write_soon(descriptor: int) -> None:
 
 def write_spec(descriptor: int, spec: ContainerSpec) -> None:
     """Tell the spec. Raises OSError."""
-    content = json.dumps(to_mapping(spec)).encode()
+    content = dump(to_mapping(spec)).encode()
     content = len(content).to_bytes(LENGTH_BYTES, "big") + content
     while content:
         content = content[os.write(descriptor, content) :]

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from pylayers.container.isolation import ContainerMount, Device, Isolation, Limit, Process
 from pylayers.errors import AlreadyExists, Conflict, IntegrityError, InvalidInput, NotFound, translate_os_error
+from pylayers.jsontext import dump, load
 from pylayers.record import field, record, replace, to_mapping
 from pylayers.snapshot.snapshotter import Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from _typeshed import StrPath
 
 CONFIG, STATE, LOG, LOCK, EXIT = "config.json", "state.json", "container.log", "lock", "exit"
 RECORD_LIMIT_BYTES = 16 << 20
@@ -80,12 +81,12 @@ class State:
 
 def spec_to_json(spec: ContainerSpec) -> str:
     """Serialise a spec."""
-    return json.dumps(to_mapping(spec), indent=1)
+    return dump(to_mapping(spec))
 
 
 def spec_from_json(content: bytes) -> ContainerSpec:
     """Read a spec back. Raises KeyError, TypeError, ValueError for anything else."""
-    values: dict[str, Any] = json.loads(content)
+    values: dict[str, Any] = load(content)
     isolation = dict(values["isolation"])
     isolation["limits"] = tuple(Limit(**one) for one in isolation["limits"])
     isolation["devices"] = tuple(Device(**one) for one in isolation["devices"])
@@ -106,10 +107,10 @@ def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def make_directory(directory: Path) -> None:
+def make_directory(directory: StrPath) -> None:
     """Make the directory of a container to be; without config.json it is none yet. Raises OSError."""
-    (directory / "bundle" / "rootfs").mkdir(parents=True, mode=0o700, exist_ok=True)
-    (directory / LOG).touch(mode=0o640)
+    os.makedirs(f"{directory}/bundle/rootfs", 0o700, exist_ok=True)
+    os.close(os.open(f"{directory}/{LOG}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o640))
 
 
 def check_spec(spec: ContainerSpec) -> ContainerSpec:
@@ -122,7 +123,7 @@ def check_spec(spec: ContainerSpec) -> ContainerSpec:
     return spec if spec.created else replace(spec, created=timestamp())
 
 
-def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
+def create(directory: StrPath, spec: ContainerSpec) -> ContainerSpec:
     """Write a new container; it isn't started. Return its spec, dated. Crash-safe: config.json is written last.
 
     One that removes itself isn't flushed: a power cut ends it, and may leave config.json empty.
@@ -132,19 +133,19 @@ def create(directory: Path, spec: ContainerSpec) -> ContainerSpec:
     spec = check_spec(spec)
     try:
         make_directory(directory)
-        if (directory / CONFIG).exists():
+        if os.path.exists(f"{directory}/{CONFIG}"):
             raise AlreadyExists(f"container {spec.id[:12]} already exists")
         write_state(directory, State())
-        write_atomically(directory / CONFIG, spec_to_json(spec), durable=not spec.remove_on_exit)
+        write_atomically(f"{directory}/{CONFIG}", spec_to_json(spec), durable=not spec.remove_on_exit)
     except OSError as error:
         raise translate_os_error(error, f"create container {spec.id[:12]}") from error
     return spec
 
 
-def rewrite(directory: Path, spec: ContainerSpec) -> None:
+def rewrite(directory: StrPath, spec: ContainerSpec) -> None:
     """Replace a container's spec, durably, in one step; the caller holds its lock."""
     try:
-        write_atomically(directory / CONFIG, spec_to_json(spec))
+        write_atomically(f"{directory}/{CONFIG}", spec_to_json(spec))
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -154,37 +155,41 @@ def rewrite(directory: Path, spec: ContainerSpec) -> None:
         raise translate_os_error(error, f"rewrite container {spec.id[:12]}") from error
 
 
-def load_spec(directory: Path) -> ContainerSpec:
+def load_spec(directory: StrPath) -> ContainerSpec:
     """Read a container's spec. Raises NotFound, IntegrityError."""
     try:
-        with (directory / CONFIG).open("rb") as file:
+        with open(f"{directory}/{CONFIG}", "rb") as file:
             content = file.read(RECORD_LIMIT_BYTES)
         if not content:  # of a container that was to remove itself, see create: a power cut took it
             raise FileNotFoundError
         return spec_from_json(content)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None
+        raise _missing(directory) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{directory / CONFIG} is damaged: {error}") from error
+        raise IntegrityError(f"{directory}/{CONFIG} is damaged: {error}") from error
 
 
-def recorded_state(directory: Path) -> State:
+def _missing(directory: StrPath) -> NotFound:
+    return NotFound(f"no such container: {os.path.basename(directory)[:12]}", hint="pylayers ps --all")
+
+
+def recorded_state(directory: StrPath) -> State:
     """Read the state as last written. Raises NotFound, IntegrityError."""
     try:
-        with (directory / STATE).open("rb") as file:
+        with open(f"{directory}/{STATE}", "rb") as file:
             content = file.read(RECORD_LIMIT_BYTES)
         if not content:  # a power cut took what was not flushed yet: see write_state
             return State(status=DEAD, exit_code=UNKNOWN_EXIT_CODE, error=RESTARTED)
-        values = json.loads(content)
+        values = load(content)
         known = to_mapping(State())
         return State(**{name: value for name, value in values.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None
+        raise _missing(directory) from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{directory / STATE} is damaged: {error}") from error
+        raise IntegrityError(f"{directory}/{STATE} is damaged: {error}") from error
 
 
-def load_state(directory: Path) -> State:
+def load_state(directory: StrPath) -> State:
     """Read the state and check it: "running" only while the container's first process is really there.
 
     When its end went unrecorded the status is "exited" with code 255 (docker's), or "dead" after a reboot.
@@ -213,36 +218,38 @@ def _unseen(state: State) -> State:
     )
 
 
-def write_state(directory: Path, state: State) -> None:
+def write_state(directory: StrPath, state: State) -> None:
     """Replace state.json atomically, durably once the container has ended.
 
     That one was made or runs is true for this boot alone: whatever a power cut leaves of it reads as dead.
     """
-    write_atomically(directory / STATE, json.dumps(to_mapping(state)), durable=state.status in (EXITED, DEAD))
+    write_atomically(f"{directory}/{STATE}", dump(to_mapping(state)), durable=state.status in (EXITED, DEAD))
 
 
-def write_atomically(path: Path, content: str, *, durable: bool = True) -> None:
+def write_atomically(path: StrPath, content: str, *, durable: bool = True) -> None:
     """Write a file beside its name, flush it and move it into place."""
-    scratch = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    parent, name = os.path.split(path)
+    scratch = f"{parent}/.{name}.{os.urandom(6).hex()}"
     try:
-        with scratch.open("x", encoding="utf-8") as file:
+        with open(scratch, "x", encoding="utf-8") as file:
             file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        scratch.replace(path)
+        os.replace(scratch, path)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
         raise
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[int]:
+def locked(directory: StrPath) -> Iterator[int]:
     """Hold a container's lock, against another start or removal. Raises NotFound, Conflict after 10 s."""
     try:
-        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(f"{directory}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
-        raise NotFound(f"no such container: {directory.name[:12]}", hint="pylayers ps --all") from None
+        raise _missing(directory) from None
     try:
         for left in range(1000, -1, -1):
             try:
@@ -250,14 +257,15 @@ def locked(directory: Path) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if not left:
-                    raise Conflict(f"container {directory.name[:12]} is being started or removed by another") from None
+                    short = os.path.basename(directory)[:12]
+                    raise Conflict(f"container {short} is being started or removed by another") from None
                 time.sleep(0.01)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def list_containers(parent: Path) -> Iterator[tuple[ContainerSpec, State]]:
+def list_containers(parent: StrPath) -> Iterator[tuple[ContainerSpec, State]]:
     """Yield every whole container below a directory, newest first; one that is removed meanwhile is left out."""
     found = []
     try:
@@ -266,8 +274,7 @@ def list_containers(parent: Path) -> Iterator[tuple[ContainerSpec, State]]:
         return
     for folder in folders:
         with contextlib.suppress(NotFound):
-            directory = Path(folder.path)
-            found.append((load_spec(directory), load_state(directory)))
+            found.append((load_spec(folder.path), load_state(folder.path)))
     yield from sorted(found, key=lambda one: one[0].created, reverse=True)
 
 

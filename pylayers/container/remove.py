@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from pathlib import Path
 
 from pylayers.container.feed import wake_reader
 from pylayers.container.launch import delete_from_runtime
 from pylayers.container.record import CONFIG, RUNNING, ContainerSpec, load_spec, load_state, locked
 from pylayers.errors import Conflict, translate_os_error
 from pylayers.snapshot import mount as snapshot_mount
-from pylayers.store.file import remove_tree
+from pylayers.store.file import remove_file, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 
-def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
+def remove(directory: StrPath, *, force: bool = False) -> ContainerSpec:
     """Remove a container and return its spec: the engine drops its snapshot, and with -v its anonymous volumes.
 
     Raises NotFound, Conflict for a running one unless force (which kills it).
@@ -30,8 +32,8 @@ def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
         from pylayers.container.stop import kill
 
         with contextlib.suppress(Conflict):
-            kill(directory, signal.SIGKILL.name)
-    if not directory.exists():  # --rm has removed it
+            kill(directory, "SIGKILL")
+    if not os.path.exists(directory):  # --rm has removed it
         return spec
     with locked(directory):
         clean_leftovers(directory, spec)
@@ -39,27 +41,27 @@ def remove(directory: Path, *, force: bool = False) -> ContainerSpec:
     return spec
 
 
-def clean_leftovers(directory: Path, spec: ContainerSpec) -> None:
+def clean_leftovers(directory: StrPath, spec: ContainerSpec) -> None:
     """Unmount and forget what a monitor that died has left; the container itself isn't running."""
-    wake_reader(directory / "bundle")
+    wake_reader(f"{directory}/bundle")
     detach_mounts(directory)
-    if (directory / "runtime").exists():
+    if os.path.exists(f"{directory}/runtime"):
         delete_from_runtime(directory, spec)
 
 
-def detach_mounts(directory: Path) -> None:
+def detach_mounts(directory: StrPath) -> None:
     """Unmount what lies in a container's directory, whoever uses it. Raises Conflict, OSError."""
     for point in snapshot_mount.mount_points_below(directory):
         snapshot_mount.unmount(point, detach=True)
 
 
-def delete_unmade(directory: Path) -> None:
+def delete_unmade(directory: StrPath) -> None:
     """Delete the directory of what isn't a container yet, with what a monitor that was started ahead has left."""
     detach_mounts(directory)
     delete_directory(directory)
 
 
-def delete_directory(directory: Path) -> None:
+def delete_directory(directory: StrPath) -> None:
     """Delete a container's directory; config.json goes first, so that a crash leaves no half container.
 
     Refuses (Conflict) while anything is mounted in it: deleting would empty the snapshot.
@@ -67,13 +69,12 @@ def delete_directory(directory: Path) -> None:
     if snapshot_mount.mount_points_below(directory):
         raise Conflict(f"{directory} has something mounted in it")
     try:
-        (directory / CONFIG).unlink(missing_ok=True)
-        wake_reader(directory / "bundle")
-        rootfs = directory / "bundle" / "rootfs"
-        if rootfs.exists():
-            os.rmdir(rootfs)
+        remove_file(f"{directory}/{CONFIG}", durable=False)
+        wake_reader(f"{directory}/bundle")
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(f"{directory}/bundle/rootfs")
         remove_tree(directory)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise translate_os_error(error, f"remove container {directory.name[:12]}") from error
+        raise translate_os_error(error, f"remove container {os.path.basename(directory)[:12]}") from error

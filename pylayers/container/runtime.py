@@ -75,7 +75,7 @@ def _capability_mask(label: str) -> int:
 
 def find_program(name: str) -> str | None:
     """Return the path of a program by PATH, None when there is none; shutil's would load its archives' compressors."""
-    folders = [""] if os.path.dirname(name) else os.get_exec_path()
+    folders = [""] if os.path.dirname(name) else os.environ.get("PATH", os.defpath).split(os.pathsep)
     for folder in folders:
         path = os.path.join(folder, name)
         if os.path.isfile(path) and os.access(path, os.X_OK):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Collection
 
 from pylayers._native import sysmount
 from pylayers.container.runtime import kernel_version
 from pylayers.errors import InvalidInput, NotFound, translate_os_error
+from pylayers.jsontext import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _convert_file(
 ) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            profile = json.loads(file.read(LIMIT_BYTES))
+            profile = load(file.read(LIMIT_BYTES))
         return convert(profile, capabilities, machine, kernel, missing)
     except OSError as error:
         raise translate_os_error(error, "read the seccomp profile") from error

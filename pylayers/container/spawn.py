@@ -8,13 +8,18 @@ import gc
 import itertools
 import os
 import sys
-from pathlib import Path
 
 import pylayers
 from pylayers.container import grace
 from pylayers.container.record import ContainerSpec
 from pylayers.errors import translate_os_error
 from pylayers.thread import is_alone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without the enums around it
 
 DESCRIPTORS = 1 << 20
 
@@ -41,7 +46,7 @@ def reap_monitors(*, wait: bool = True) -> None:
 
 
 def spawn_monitor(
-    directory: Path, spec: ContainerSpec, lock_fd: int, client: tuple[int, int, int], *, stays: bool
+    directory: str, spec: ContainerSpec, lock_fd: int, client: tuple[int, int, int], *, stays: bool
 ) -> tuple[int, int]:
     """Start the monitor, and return the read end of its reports and its pid where it is our child, else 0.
 
@@ -83,14 +88,14 @@ def close_all(descriptors: tuple[int, ...]) -> None:
             os.close(descriptor)
 
 
-def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list[int]) -> None:
+def _execute_monitor(directory: str, write_end: int, lock_fd: int, copies: list[int]) -> None:
     import subprocess
 
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = str(Path(pylayers.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(pylayers.__file__))
     # -S: the monitor needs the standard library and this package only, and starts in half the time.
-    command = [sys.executable, "-S", "-m", "pylayers.container.monitor", str(directory.absolute())]
-    with (directory / "monitor.log").open("wb") as log:
+    command = [sys.executable, "-S", "-m", "pylayers.container.monitor", os.path.abspath(directory)]
+    with open(f"{directory}/monitor.log", "wb") as log:
         child = subprocess.Popen(
             [*command, str(write_end), str(lock_fd), *map(str, copies)],
             stdin=subprocess.DEVNULL,
@@ -105,7 +110,7 @@ def _execute_monitor(directory: Path, write_end: int, lock_fd: int, copies: list
 
 
 def fork_monitor(
-    directory: Path,
+    directory: str,
     spec: ContainerSpec,
     write_end: int,
     lock_fd: int,
@@ -122,7 +127,7 @@ def fork_monitor(
     if next(_forks):  # and so may do it again: from now on monitors have from the start what they load
         load_monitor(spec)
     descriptors = (write_end, lock_fd, (copies[0], copies[1], copies[2]))
-    log_fd = os.open(directory / "monitor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    log_fd = os.open(f"{directory}/monitor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         child = os.fork()
         if child == 0:
@@ -134,7 +139,7 @@ def fork_monitor(
                     grace.begin()
                 from pylayers.container import monitor
 
-                status = monitor.watch(directory.absolute(), spec, *descriptors, leave=leave, orders_fd=orders_fd)
+                status = monitor.watch(os.path.abspath(directory), spec, *descriptors, leave=leave, orders_fd=orders_fd)
             except BaseException:
                 import traceback
 
@@ -165,8 +170,6 @@ def _leave_caller(log_fd: int, kept: set[int]) -> None:
 
     Its objects stay unused until the end: collecting them would close descriptors whose numbers are others' by now.
     """
-    import signal
-
     gc.disable()
     gc.freeze()
     os.chdir("/")

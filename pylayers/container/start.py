@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 from pylayers.container.ahead import Ahead
 from pylayers.container.record import RUNNING, ContainerSpec, load_spec, load_state, locked, recorded_state
 from pylayers.container.spawn import attached_streams, reap_monitor, spawn_monitor
 from pylayers.container.stop import send_signal
 from pylayers.errors import Conflict, ContainerError, NotFound
+from pylayers.jsontext import load
 from pylayers.thread import is_main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    import _signal as signal  # without the enums around it
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start(
-    directory: Path,
+    directory: str,
     *,
     attach: bool = False,
     stdin_fd: int = 0,
@@ -59,7 +60,7 @@ def start(
                 reap_monitor(child)
 
 
-def _begin(directory: Path, attach: bool, client: tuple[int, int, int]) -> tuple[ContainerSpec, int, int] | None:
+def _begin(directory: str, attach: bool, client: tuple[int, int, int]) -> tuple[ContainerSpec, int, int] | None:
     """Start the monitor; return the spec, the monitor's reports and its pid. None for a container that runs."""
     from pylayers.container.remove import clean_leftovers
 
@@ -115,12 +116,12 @@ class _Reports:
                 return None
             self._buffer += content
         line, _, self._buffer = self._buffer.partition(b"\n")
-        report: dict[str, Any] = json.loads(line)
+        report: dict[str, Any] = load(line)
         return report
 
 
 def _check_started(
-    directory: Path, spec: ContainerSpec, report: dict[str, Any] | None, reports: _Reports
+    directory: str, spec: ContainerSpec, report: dict[str, Any] | None, reports: _Reports
 ) -> dict[str, Any]:
     """Return the monitor's first report, unless that is of a failure."""
     if report is None:
@@ -128,7 +129,8 @@ def _check_started(
             if recorded_state(directory).status == RUNNING:
                 raise _killed(spec)
         try:
-            reason = (directory / "monitor.log").read_text(errors="replace").strip().rpartition("\n")[2]
+            with open(f"{directory}/monitor.log", errors="replace") as log:
+                reason = log.read().strip().rpartition("\n")[2]
         except OSError:
             reason = ""
         raise ContainerError(f"the container's monitor ended before it started anything: {reason or 'no reason given'}")
@@ -154,16 +156,16 @@ def _client_terminal(stdin_fd: int, wanted: bool, started: dict[str, Any]) -> It
         yield
 
 
-def _forwarding(directory: Path) -> contextlib.AbstractContextManager[None]:
+def _forwarding(directory: str) -> contextlib.AbstractContextManager[None]:
     def forward(number: int, _frame: object) -> None:
         with contextlib.suppress(Conflict, NotFound):  # it ended just now
-            send_signal(directory, signal.Signals(number))
+            send_signal(directory, number)
 
     return _handling(dict.fromkeys(FORWARDED, forward))
 
 
 @contextlib.contextmanager
-def _handling(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iterator[None]:
+def _handling(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None]:
     """Set signal handlers for a while; only the main thread can, elsewhere nothing is forwarded."""
     if not is_main():
         yield

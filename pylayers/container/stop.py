@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
-from pathlib import Path
 
 from pylayers.container.record import EXIT, RUNNING, State, is_process, load_spec, load_state
 from pylayers.errors import Conflict, ContainerError, InvalidInput, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+
+    from _typeshed import StrPath
+else:
+    import _signal as signal  # without the enums around it
 
 KILL_WAIT_SECONDS = 10.0
 
@@ -19,11 +25,13 @@ def parse_signal(given: str) -> int:
     text = given.strip().upper()
     if text.isdigit() and 0 < int(text) < signal.NSIG:
         return int(text)
+    from signal import Signals
+
     name, plus, offset = text.partition("+")
     if not name.startswith("SIG"):
         name = f"SIG{name}"
     try:
-        number = int(getattr(signal.Signals, name)) + (int(offset) if plus else 0)
+        number = int(getattr(Signals, name)) + (int(offset) if plus else 0)
     except (AttributeError, ValueError):
         raise InvalidInput(f"invalid signal: {given}") from None
     if not 0 < number < signal.NSIG:
@@ -31,16 +39,16 @@ def parse_signal(given: str) -> int:
     return number
 
 
-def send_signal(directory: Path, number: int) -> None:
+def send_signal(directory: StrPath, number: int) -> None:
     """Send a signal to the container's first process. Raises NotFound, Conflict when it isn't running."""
     state = load_state(directory)
     descriptor = _open_process(state)
     if descriptor is None:
-        raise Conflict(f"container {directory.name[:12]} is not running")
+        raise Conflict(f"container {os.path.basename(directory)[:12]} is not running")
     try:
         signal.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:
-        raise Conflict(f"container {directory.name[:12]} is not running") from None
+        raise Conflict(f"container {os.path.basename(directory)[:12]} is not running") from None
     finally:
         os.close(descriptor)
 
@@ -59,7 +67,7 @@ def _open_process(state: State) -> int | None:
     return None
 
 
-def stop(directory: Path, *, timeout_seconds: float | None = None) -> None:
+def stop(directory: StrPath, *, timeout_seconds: float | None = None) -> None:
     """Ask a container to stop (its stop signal), kill it after the timeout (default: its own; negative: never).
 
     A container that isn't running is left alone. Raises NotFound, InvalidInput, ContainerError if even SIGKILL fails.
@@ -109,7 +117,7 @@ def _await_monitor(state: State) -> None:
         os.close(descriptor)
 
 
-def kill(directory: Path, signal_name: str = "SIGKILL") -> None:
+def kill(directory: StrPath, signal_name: str = "SIGKILL") -> None:
     """Send a signal by name; after SIGKILL, return once the end is recorded.
 
     Raises NotFound, Conflict (not running), InvalidInput.
@@ -121,14 +129,14 @@ def kill(directory: Path, signal_name: str = "SIGKILL") -> None:
         _await_monitor(state)
 
 
-def wait(directory: Path) -> int:
+def wait(directory: StrPath) -> int:
     """Wait until a container has ended and return its exit code; works for one that is removed at its end too.
 
     A container that was never started is waited for until it is started, as in docker. Raises NotFound.
     """
     while True:
         try:
-            file = (directory / EXIT).open("rb")
+            file = open(f"{directory}/{EXIT}", "rb")  # noqa: SIM115
         except FileNotFoundError:
             load_spec(directory)
             time.sleep(0.05)

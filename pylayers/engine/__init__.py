@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 from pylayers.store import Store
@@ -13,6 +12,7 @@ from pylayers.thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Unpack
 
     from pylayers.build.check import CheckResult
@@ -45,7 +45,7 @@ class Engine:
 
         Raises PermissionDenied, InvalidInput for a directory that holds something else, Unsupported for a newer root.
         """
-        return cls(Store.open(Path(root) if root is not None else default_root()), driver, runtime)
+        return cls(Store.open(root if root is not None else default_root()), driver, runtime)
 
     @property
     def root(self) -> Path:
@@ -58,7 +58,7 @@ class Engine:
 
         with self._lock:
             if self._driver is None:
-                self._driver = open_snapshotter(self.store.root, self.driver_name)
+                self._driver = open_snapshotter(self.store.location, self.driver_name)
             return self._driver
 
     def close_driver(self) -> None:

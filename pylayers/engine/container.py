@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from pylayers.container import record
 from pylayers.container.isolation import ContainerMount, Isolation, Process
@@ -16,6 +16,7 @@ from pylayers.record import record as make_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import IO, Any
 
     from pylayers.container.ahead import Ahead
@@ -102,7 +103,7 @@ class ContainerActions:
         """Start a container in the background. Raises ContainerError (125, 126, 127)."""
         self._start(self._directory(name))
 
-    def _start(self, directory: Path, **given: Any) -> int | None:
+    def _start(self, directory: str, **given: Any) -> int | None:
         from pylayers.container.spawn import reap_monitors
         from pylayers.container.start import start
 
@@ -114,7 +115,7 @@ class ContainerActions:
         directory = self._directory(name)
         return self._attach(directory, record.load_spec(directory), None)
 
-    def _attach(self, directory: Path, spec: ContainerSpec, ahead: Ahead | None) -> int:
+    def _attach(self, directory: str, spec: ContainerSpec, ahead: Ahead | None) -> int:
         def forget() -> None:
             self._forget(spec.id, keep_volumes=not spec.anonymous_volumes, durable=False)
 
@@ -122,7 +123,7 @@ class ContainerActions:
         try:
             return self._start(directory, attach=True, when_over=over, ahead=ahead) or 0
         except BaseException:
-            if spec.remove_on_exit and not directory.exists():
+            if spec.remove_on_exit and not os.path.exists(directory):
                 self._discard(spec.id, durable=False)
             raise
 
@@ -144,7 +145,7 @@ class ContainerActions:
         from pylayers.engine.process import early_spec
 
         options, container_id = options or ContainerOptions(), new_id()
-        directory, runtime = self._parent / container_id, self._engine.runtime()
+        directory, runtime = f"{self._parent}/{container_id}", self._engine.runtime()
         with Ahead(attach=not detach) as ahead:
             ahead.begin(directory, early_spec(container_id, runtime, options))
             from pylayers.engine.create import make_container  # beside the monitor, which does not need it
@@ -207,10 +208,10 @@ class ContainerActions:
         """Remove what is left of a container: directory, snapshot, anonymous volumes, record."""
         from pylayers.container.remove import delete_unmade
 
-        directory = self._parent / container_id
-        if directory.exists() and not is_made(directory):
+        directory = f"{self._parent}/{container_id}"
+        if os.path.exists(directory) and not is_made(directory):
             delete_unmade(directory)
-        elif directory.exists():
+        elif os.path.exists(directory):
             self._remove_made(directory)
         self._forget(container_id, keep_volumes=keep_volumes, durable=durable)
 
@@ -229,7 +230,7 @@ class ContainerActions:
         if self._engine.store.metadata.containers.get(container_id) is not None:
             self._engine.store.metadata.containers.delete(container_id, durable=durable)
 
-    def _remove_made(self, directory: Path) -> None:
+    def _remove_made(self, directory: str) -> None:
         from pylayers.container.remove import remove
 
         remove(directory, force=True)
@@ -250,10 +251,10 @@ class ContainerActions:
         directory = self._directory(name)
         return view(record.load_spec(directory), record.load_state(directory))
 
-    def _directory(self, name: str) -> Path:
+    def _directory(self, name: str) -> str:
         found = self._engine.store.metadata.containers.find(name)
-        if found is not None and is_made(self._parent / found.id):
-            return self._parent / found.id
+        if found is not None and is_made(f"{self._parent}/{found.id}"):
+            return f"{self._parent}/{found.id}"
         raise NotFound(f"no such container: {name}", hint="pylayers ps --all")
 
     def _driver_of(self, spec: ContainerSpec) -> Snapshotter:
@@ -344,7 +345,7 @@ class ContainerActions:
         """Give what a container changed as a layer table with its sources."""
         from pylayers.engine.change import drop_mount_points
 
-        changed = self._driver_of(record.load_spec(self._parent / container.id)).changes(container.id)
+        changed = self._driver_of(record.load_spec(f"{self._parent}/{container.id}")).changes(container.id)
         try:
             targets = [mount.target for mount in container.mounts]
             yield drop_mount_points(changed, self._layer_tables(container), targets)

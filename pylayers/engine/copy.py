@@ -27,7 +27,7 @@ _OPEN_ROOT = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 def copy_from(
     engine: Engine,
-    directory: Path,
+    directory: str,
     driver: Snapshotter,
     path: str,
     target: Path | str | IO[bytes],
@@ -58,7 +58,7 @@ def copy_from(
 
 def copy_to(
     engine: Engine,
-    directory: Path,
+    directory: str,
     driver: Snapshotter,
     source: Path | str | IO[bytes],
     path: str,
@@ -119,7 +119,7 @@ def refuse_readonly(descriptor: int, path: str) -> None:
 
 
 @contextmanager
-def open_root(engine: Engine, directory: Path, driver: Snapshotter) -> Iterator[int]:
+def open_root(engine: Engine, directory: str, driver: Snapshotter) -> Iterator[int]:
     """Open a container's root with its mounts in it: the running process's, else mounted here for as long as it takes.
 
     A stopped container can't be started or removed meanwhile. tmpfs mounts are there only while it runs.

@@ -85,7 +85,7 @@ def make_container(
                 ahead.tell(spec)
             if not options.name:
                 engine.store.metadata.containers.add(row, durable=not options.remove)
-            return record.create(engine.store.directory("containers") / container_id, spec)
+            return record.create(f"{engine.store.directory('containers')}/{container_id}", spec)
     except BaseException:
         if ahead is not None:
             ahead.withdraw()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from pylayers.errors import Conflict, InvalidInput
 from pylayers.image.assemble import AssembledImage, assemble
@@ -24,6 +23,7 @@ from pylayers.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import IO
 
     from pylayers.build.state import StageState
@@ -90,7 +90,7 @@ class ImageActions:
         state = apply_changes(StageState(this_platform()), changes)
         with store.lease("import"):
             layer = import_layer(store, source)
-            shown = str(source) if isinstance(source, Path) else "-"
+            shown = os.fspath(source) if isinstance(source, os.PathLike) else "-"
             state = replace(state, diff_ids=(layer.diff_id,))
             state = write_history(state, f"import {os.path.basename(shown)}", EPOCH, empty_layer=False)
             if message:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pylayers.container.record import LOG, RUNNING, ContainerSpec, State
 from pylayers.image.view import Image
 
 
-def describe_container(spec: ContainerSpec, state: State, directory: Path) -> dict[str, Any]:
+def describe_container(spec: ContainerSpec, state: State, directory: str) -> dict[str, Any]:
     """Return a container in docker's shape."""
     process, isolation = spec.process, spec.isolation
     return {
@@ -28,7 +27,7 @@ def describe_container(spec: ContainerSpec, state: State, directory: Path) -> di
             "FinishedAt": state.finished,
         },
         "Image": spec.image_digest,
-        "LogPath": str(directory / LOG),
+        "LogPath": f"{directory}/{LOG}",
         "Driver": spec.driver,
         "HostConfig": {
             "NetworkMode": isolation.network,

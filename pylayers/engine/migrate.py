@@ -58,6 +58,7 @@ def migrate(engine: Engine, source: str, target: str) -> Migrated:
         raise InvalidInput(f"the snapshots are to move from {source} to {source}", hint="name two drivers")
     require_driver(root, target, "was asked for")
     if not has_data(root, source):
+        mark_migration(root, source, "")  # of a run that was killed after it had moved all
         return Migrated((), ())
     require_driver(root, source, f"has snapshots in {root}")
     _refuse_running(engine)
@@ -117,7 +118,7 @@ class _Migration:
 
     def _images(self) -> list[str]:
         """Name the committed snapshots that the new driver has, parents first."""
-        return [found.name for found in self._new.walk() if found.kind is SnapshotKind.COMMITTED]
+        return [found.name for found in self._new.walk() if found.kind == SnapshotKind.COMMITTED]
 
     def undo(self) -> bool:
         """Empty the new driver again as long as no container is there: then nothing has happened, and say so."""
@@ -130,7 +131,7 @@ class _Migration:
     def _move(self, spec: ContainerSpec) -> bool:
         """Move one container; False when it is not the old driver's (any more)."""
         key = spec.snapshot_key or spec.id
-        directory = self._parent / spec.id
+        directory = f"{self._parent}/{spec.id}"
         if spec.driver not in (self._old.name, self._new.name):
             return False
         there = has_snapshot(self._old, key)
@@ -158,9 +159,9 @@ class _Migration:
     def _make_images(self) -> None:
         """Make what the old driver has of images, and all that containers stand on, and write it to disk."""
         snapshots = list(self._old.walk())
-        stood_on = {found.parent for found in snapshots if found.kind is SnapshotKind.ACTIVE}
+        stood_on = {found.parent for found in snapshots if found.kind == SnapshotKind.ACTIVE}
         for found in snapshots:
-            if found.kind is SnapshotKind.COMMITTED and (found.name in stood_on or self._is_known(found.name)):
+            if found.kind == SnapshotKind.COMMITTED and (found.name in stood_on or self._is_known(found.name)):
                 self._make_committed(found.name)
         os.sync()  # on whatever file systems the new driver keeps them
 
@@ -246,7 +247,7 @@ def _drop_unfinished(driver: Snapshotter) -> None:
     leftovers = [
         found.name
         for found in driver.walk()
-        if found.kind is SnapshotKind.VIEW or (found.kind is SnapshotKind.ACTIVE and found.name.startswith(UNPACKING))
+        if found.kind == SnapshotKind.VIEW or (found.kind == SnapshotKind.ACTIVE and found.name.startswith(UNPACKING))
     ]
     for name in reversed(leftovers):
         driver.remove(name)

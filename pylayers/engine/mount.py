@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from pylayers.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pylayers.store.layer import Layer
     from pylayers.volume.parse import MountRequest
     from pylayers.volume.volumes import Volume

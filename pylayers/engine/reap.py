@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from pylayers.container.record import CONFIG, LOCK, RUNNING, boot_id, load_spec, load_state
 from pylayers.errors import NotFound
@@ -27,39 +26,39 @@ CONTAINER_LABEL = "pylayers.container"  # of an anonymous volume: whose it is
 SWEPT = ".swept"  # holds the boot for which the directories were looked through
 
 
-def find_forgotten(parent: Path, records: Iterable[ContainerRecord]) -> Iterator[str]:
+def find_forgotten(parent: str, records: Iterable[ContainerRecord]) -> Iterator[str]:
     """Yield the ids of records whose container is gone; one lstat a record."""
     oldest_ns = time.time_ns() - REAP_AFTER_NS
     for record in records:
-        if record.created_ns < oldest_ns and not is_made(parent / record.id):
+        if record.created_ns < oldest_ns and not is_made(f"{parent}/{record.id}"):
             yield record.id
 
 
-def find_ended(parent: Path) -> Iterator[str]:
+def find_ended(parent: str) -> Iterator[str]:
     """Yield the ids of an earlier boot's --rm containers, as docker does when its daemon starts; once a boot."""
-    marker, boot = parent / SWEPT, boot_id()
+    marker, boot = f"{parent}/{SWEPT}", boot_id()
     try:
-        if marker.read_text("utf-8", "replace") == boot:
-            return
+        with open(marker, encoding="utf-8", errors="replace") as file:
+            if file.read() == boot:
+                return
     except FileNotFoundError:
         pass
     booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     with os.scandir(parent) as entries:
         folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
     for folder in folders:
-        directory = Path(folder.path)
-        if folder.stat(follow_symlinks=False).st_mtime < booted_s and _is_over(directory):
-            yield directory.name
+        if folder.stat(follow_symlinks=False).st_mtime < booted_s and _is_over(folder.path):
+            yield folder.name
     write_file(marker, boot.encode(), durable=False)
 
 
-def find_unmade(parent: Path) -> Iterator[str]:
+def find_unmade(parent: str) -> Iterator[str]:
     """Yield the ids of directories that were to become containers, whose caller and monitor have both been killed."""
     oldest_s = time.time() - REAP_AFTER_NS / 1e9
     with os.scandir(parent) as entries:
         folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     for folder in folders:
-        if is_made(Path(folder)):
+        if is_made(folder):
             continue
         with suppress(FileNotFoundError):  # nobody has begun to start it, or it has gone
             descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CLOEXEC)
@@ -74,15 +73,15 @@ def find_unmade(parent: Path) -> Iterator[str]:
                 yield os.path.basename(folder)
 
 
-def is_made(directory: Path) -> bool:
+def is_made(directory: str) -> bool:
     """Tell whether a container's directory holds a container."""
     try:
-        return os.stat(directory / CONFIG).st_size > 0
+        return os.stat(f"{directory}/{CONFIG}").st_size > 0
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _is_over(directory: Path) -> bool:
+def _is_over(directory: str) -> bool:
     try:
         return load_spec(directory).remove_on_exit and load_state(directory).status != RUNNING
     except NotFound:

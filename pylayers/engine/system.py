@@ -108,7 +108,7 @@ class SystemActions:
         if not self._has_snapshots():
             return {}
         driver = self._engine.driver()
-        committed = [found.name for found in driver.walk() if found.kind is SnapshotKind.COMMITTED]
+        committed = [found.name for found in driver.walk() if found.kind == SnapshotKind.COMMITTED]
         sizes: dict[str, int] = {}
         for name in committed:
             with suppress(NotFound):  # removed meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pylayers.errors import InvalidInput
+from pylayers.jsontext import dump, load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,12 +19,8 @@ def encode(value: object) -> bytes:
 
     Raises InvalidInput for what JSON or UTF-8 cannot hold (NaN, a lone surrogate).
     """
-    import json
-
     try:
-        return json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
+        return dump(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:  # UnicodeEncodeError is one
         raise InvalidInput(f"value cannot be written as JSON: {error}") from error
 
@@ -33,8 +30,6 @@ def decode(content: bytes | bytearray | memoryview, what: str) -> dict[str, Any]
 
     A repeated key is an error: two readers that choose differently would see two documents under one digest.
     """
-    import json
-
     if len(content) > DOCUMENT_LIMIT_BYTES:
         raise InvalidInput(f"{what}: {len(content)} bytes, more than the limit of {DOCUMENT_LIMIT_BYTES}")
 
@@ -50,7 +45,7 @@ def decode(content: bytes | bytearray | memoryview, what: str) -> dict[str, Any]
         raise InvalidInput(f"{what}: {constant} is not JSON")
 
     try:
-        value = json.loads(bytes(content).decode(), object_pairs_hook=collect, parse_constant=refuse)
+        value = load(bytes(content), collect=collect, constant=refuse)
     except RecursionError as error:
         raise InvalidInput(f"{what}: nested too deeply") from error
     except ValueError as error:

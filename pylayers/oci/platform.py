@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from pylayers.errors import InvalidInput
 from pylayers.oci.document import Fields, drop_empty
 from pylayers.record import record
 
-_PART = r"[A-Za-z0-9_.-]+\Z"
+_DIGITS = frozenset("0123456789")
+_PART = _DIGITS | frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-")
 _SYSTEMS = frozenset(
     ("aix", "android", "darwin", "dragonfly", "freebsd", "illumos", "ios", "js", "linux", "netbsd", "openbsd", "plan9")
 ) | {"solaris", "wasip1", "windows"}
@@ -44,7 +43,7 @@ class Platform:
     def parse(cls, text: str) -> Platform:
         """Parse "linux/arm64/v8", "arm64" or "linux"; what is left out is linux, or amd64 for a bare system."""
         parts = text.split("/")
-        if len(parts) > 3 or not all(re.match(_PART, part) for part in parts):
+        if len(parts) > 3 or not all(part and _PART.issuperset(part) for part in parts):
             raise InvalidInput(
                 f"platform {text!r}: expected os/architecture[/variant]", hint="for example: linux/arm64/v8"
             )
@@ -91,13 +90,17 @@ class Platform:
         wanted, found = mine.variant or default, other.variant or default
         if wanted == found:
             return 0
-        numbers = [int(variant[1:]) for variant in (wanted, found) if re.fullmatch(r"v[0-9]{1,3}", variant)]
+        numbers = [int(variant[1:]) for variant in (wanted, found) if _is_numbered(variant)]
         if len(numbers) != 2 or numbers[1] > numbers[0]:
             return None
         return numbers[0] - numbers[1]
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+def _is_numbered(variant: str) -> bool:
+    return variant[:1] == "v" and 2 <= len(variant) <= 4 and _DIGITS.issuperset(variant[1:])
 
 
 def normalize(system: str, architecture: str, variant: str) -> Platform:

@@ -25,7 +25,7 @@ from pylayers.snapshot.namedmark import OPAQUE, PREFIX, NamedStack, convert_name
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind
 from pylayers.snapshot.stack import StackSnapshotter
 from pylayers.snapshot.upper import find_upper_changes
-from pylayers.store.file import remove_tree
+from pylayers.store.file import read_text, remove_file, remove_tree, write_text
 from pylayers.store.layer import Layer
 
 FOLDERS = ("diff", "layers", "mnt")
@@ -55,12 +55,12 @@ class Driver(StackSnapshotter):
                 (place / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         DefaultSnapshotter.__init__(self, place)
         for record in self.catalog.walk():
-            if record.kind is SnapshotKind.ACTIVE:
+            if record.kind == SnapshotKind.ACTIVE:
                 self._end_applying(record)
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
         below = [] if parent is None else [parent.id, *self._read_layers(parent)]
         limit = self._branch_limit()
         if len(below) + 1 > limit:
@@ -68,43 +68,43 @@ class Driver(StackSnapshotter):
                 f"aufs here takes {limit} branches, and snapshot {record.name!r} would need {len(below) + 1}",
                 hint="use another storage driver: pylayers driver migrate aufs overlay2",
             )
-        diff = self.root / "diff" / record.id
-        diff.mkdir()
+        diff = f"{self.root}/diff/{record.id}"
+        os.mkdir(diff)
         os.chmod(diff, 0o755)  # noqa: S103 - whatever the umask
-        (self.root / "mnt" / record.id).mkdir(mode=0o700)
-        (self.root / "layers" / record.id).write_text("".join(f"{identity}\n" for identity in below))
+        os.mkdir(f"{self.root}/mnt/{record.id}", 0o700)
+        write_text(f"{self.root}/layers/{record.id}", "".join(f"{identity}\n" for identity in below))
         if parent is not None:
-            top = os.fsencode(self.root / "diff" / parent.id)
+            top = os.fsencode(f"{self.root}/diff/{parent.id}")
             copy_metadata(top, os.stat(top), os.fsencode(diff))
 
-    def _discard(self, directory: Path) -> None:
-        identity = directory.name[-32:]
+    def _discard(self, directory: str) -> None:
+        identity = directory[-32:]
         for folder in ("mnt", "diff"):
-            if (self.root / folder / identity).exists():
-                remove_tree(self.root / folder / identity)
-        (self.root / "layers" / identity).unlink(missing_ok=True)
+            if os.path.exists(f"{self.root}/{folder}/{identity}"):
+                remove_tree(f"{self.root}/{folder}/{identity}")
+        remove_file(f"{self.root}/layers/{identity}", durable=False)
 
     _flush = DefaultSnapshotter._flush  # stack's looks into `diff`
 
-    def _seal(self, directory: Path) -> None:
+    def _seal(self, directory: str) -> None:
         with suppress(FileNotFoundError):
-            (self.root / "mnt" / directory.name).rmdir()
+            os.rmdir(f"{self.root}/mnt/{os.path.basename(directory)}")
 
-    def _content(self, record: Record) -> Path:
-        return self.root / "diff" / record.id
+    def _content(self, record: Record) -> str:
+        return f"{self.root}/diff/{record.id}"
 
     def _mounts(self, record: Record) -> list[Mount]:
-        if record.kind is SnapshotKind.ACTIVE:
+        if record.kind == SnapshotKind.ACTIVE:
             self._end_applying(record)
-        lowers = tuple(map(str, self._lowers(record)))
-        view = record.kind is SnapshotKind.VIEW
-        own = str(self._content(record))
+        lowers = tuple(self._lowers(record))
+        view = record.kind == SnapshotKind.VIEW
+        own = self._content(record)
         if view:
             return [Mount(TYPE, lowers=lowers or (own,), options=OPTIONS, readonly=True)]
         return [Mount(TYPE, lowers=lowers, upper=own, options=OPTIONS)]
 
-    def _refuse_mounted(self, directory: Path, record: Record) -> None:
-        if is_branch(self._content(record)):
+    def _refuse_mounted(self, directory: str, record: Record) -> None:
+        if is_branch(Path(self._content(record))):
             self._refuse(record)
         super()._refuse_mounted(directory, record)
 
@@ -147,18 +147,18 @@ class Driver(StackSnapshotter):
     @contextmanager
     def _applying(self, record: Record) -> Iterator[None]:
         """Note, under a lock that dies with the process, that a branch's marks are overlayfs's for a while."""
-        note = self.catalog.directory(record) / APPLYING
+        note = f"{self.catalog.directory(record)}/{APPLYING}"
         descriptor = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-            note.unlink()
+            os.unlink(note)
         finally:
             os.close(descriptor)
 
     def _end_applying(self, record: Record) -> None:
         """Spell the marks that a killed `apply` left in overlayfs's way; one that is at work is left alone."""
-        note = self.catalog.directory(record) / APPLYING
+        note = f"{self.catalog.directory(record)}/{APPLYING}"
         try:
             descriptor = os.open(note, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -166,7 +166,7 @@ class Driver(StackSnapshotter):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             spell_names(os.fsencode(self._content(record)))
-            note.unlink(missing_ok=True)
+            remove_file(note, durable=False)
         except BlockingIOError:
             return
         finally:
@@ -184,14 +184,14 @@ class Driver(StackSnapshotter):
         """Show the layers below a snapshot without mounting them."""
         yield NamedStack(self._lowers(record))
 
-    def _lowers(self, record: Record) -> list[Path]:
-        return [self.root / "diff" / identity for identity in self._read_layers(record)]
+    def _lowers(self, record: Record) -> list[str]:
+        return [f"{self.root}/diff/{identity}" for identity in self._read_layers(record)]
 
     def _read_layers(self, record: Record) -> list[str]:
         """Read the ids below a snapshot, topmost first."""
-        path = self.root / "layers" / record.id
+        path = f"{self.root}/layers/{record.id}"
         try:
-            return path.read_text().split()
+            return read_text(path).split()
         except FileNotFoundError as error:
             raise DriverError(f"snapshot {record.name!r} has lost its list of parents ({path})") from error
 

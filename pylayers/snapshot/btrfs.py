@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from pylayers.errors import Unsupported
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import CHILDREN, Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.extent import exclusive_usage
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
@@ -34,31 +34,31 @@ class Driver(DefaultSnapshotter):
 
     name = "btrfs"
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
-        if record.kind is SnapshotKind.VIEW and parent is not None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
+        if record.kind == SnapshotKind.VIEW and parent is not None:
             return
         if parent is None:
-            create_subvolume(directory / SUBVOLUME)
+            create_subvolume(Path(directory, SUBVOLUME))
         else:
-            snapshot_subvolume(self.catalog.directory(parent) / SUBVOLUME, directory / SUBVOLUME)
+            snapshot_subvolume(Path(self.catalog.directory(parent), SUBVOLUME), Path(directory, SUBVOLUME))
 
-    def _discard(self, directory: Path) -> None:
-        if is_subvolume(directory / SUBVOLUME):
-            destroy_subvolume(directory / SUBVOLUME)
+    def _discard(self, directory: str) -> None:
+        if is_subvolume(Path(directory, SUBVOLUME)):
+            destroy_subvolume(Path(directory, SUBVOLUME))
 
     def _mounts(self, record: Record) -> list[Mount]:
-        return [Mount("bind", source=str(self._tree(record)), readonly=record.kind is SnapshotKind.VIEW)]
+        return [Mount("bind", source=self._tree(record), readonly=record.kind == SnapshotKind.VIEW)]
 
-    def _content(self, record: Record) -> Path:
+    def _content(self, record: Record) -> str:
         """Name the tree; a view of a parent has no files of its own, only its bookkeeping directory."""
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
-            return self.catalog.directory(record) / "children"
-        return self.catalog.directory(record) / SUBVOLUME
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
+            return f"{self.catalog.directory(record)}/{CHILDREN}"
+        return f"{self.catalog.directory(record)}/{SUBVOLUME}"
 
-    def _tree(self, record: Record) -> Path:
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
-            return self.root / record.parent_id / SUBVOLUME
-        return self.catalog.directory(record) / SUBVOLUME
+    def _tree(self, record: Record) -> str:
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
+            return f"{self.root}/{record.parent_id}/{SUBVOLUME}"
+        return f"{self.catalog.directory(record)}/{SUBVOLUME}"
 
     def _open_tree(self, record: Record) -> int:
         return os.open(self._tree(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -74,7 +74,7 @@ class Driver(DefaultSnapshotter):
         """Count the bytes that a snapshot shares with no other, and its inodes. Walks it. Raises NotFound."""
         record = self.catalog.get(key)
         with translated(f"count the usage of snapshot {key!r}"):
-            return Usage(*exclusive_usage(self._content(record)))
+            return Usage(*exclusive_usage(Path(self._content(record))))
 
     def limit(self, key: str, size_bytes: int) -> None:
         """Limit what an active snapshot takes for itself; the first limit switches the file system's quotas on.
@@ -85,12 +85,12 @@ class Driver(DefaultSnapshotter):
         with translated(f"limit snapshot {key!r}"):
             try:
                 try:
-                    limit_exclusive(directory / SUBVOLUME, size_bytes)
+                    limit_exclusive(Path(directory, SUBVOLUME), size_bytes)
                 except OSError as error:
                     if error.errno not in (errno.ENOTCONN, errno.ENOENT, errno.EINVAL):
                         raise
-                    enable_quotas(directory)
-                    limit_exclusive(directory / SUBVOLUME, size_bytes)
+                    enable_quotas(Path(directory))
+                    limit_exclusive(Path(directory, SUBVOLUME), size_bytes)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY):
                     raise

@@ -13,12 +13,10 @@ in progress. docs/internals/snapshot-lifecycle.md has the whole story.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from pylayers.errors import (
     AlreadyExists,
@@ -29,17 +27,23 @@ from pylayers.errors import (
     Unsupported,
     translate_os_error,
 )
+from pylayers.jsontext import dump, load
 from pylayers.oci.digest import hex_of
 from pylayers.record import record, replace, to_mapping
 from pylayers.snapshot.snapshotter import SnapshotKind, SnapshotStat
-from pylayers.store.file import remove_tree, sync_path
+from pylayers.store.file import read_file, remove_file, remove_tree, sync_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 MAKING = ".making-"
 REMOVING = ".removing-"
 PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-:@+=,")
 LONGEST_NAME_BYTES = 4096
 LONGEST_PLAIN_BYTES = 200  # of a file name that stands for a key
-RECORD_FILE = "snapshot.json"
+KINDS = (SnapshotKind.ACTIVE, SnapshotKind.VIEW, SnapshotKind.COMMITTED)
+RECORD_FILE, CHILDREN = "snapshot.json", "children"
 UNPACKING = "unpack-"  # how the keys of snapshots begin that are of no use to anybody but their maker
 VERSION_FILE = "version"
 FORMAT_VERSION = 1  # of the driver's folder; raised when an older pylayers would misread it
@@ -53,7 +57,7 @@ class Record:
     """One snapshot.json."""
 
     name: str
-    kind: SnapshotKind
+    kind: str
     parent: str | None
     id: str
     parent_id: str | None
@@ -66,14 +70,18 @@ class Record:
 
     def encode(self) -> bytes:
         """Give the file's content."""
-        return json.dumps({**to_mapping(self), "kind": self.kind.value}, indent=1, sort_keys=True).encode() + b"\n"
+        fields = to_mapping(self)
+        lines = ",\n".join(f" {dump(name)}: {dump(fields[name])}" for name in sorted(fields))  # all are scalars
+        return f"{{\n{lines}\n}}\n".encode()
 
     @classmethod
-    def decode(cls, content: bytes, path: Path) -> Record:
+    def decode(cls, content: bytes, path: StrPath) -> Record:
         """Read the file's content. Raises DriverError when it is not a record."""
         try:
-            fields = json.loads(content)
-            return cls(**{**fields, "kind": SnapshotKind(fields["kind"])})
+            found = cls(**load(content))
+            if found.kind not in KINDS:
+                raise ValueError(f"{found.kind!r} is no kind of snapshot")
+            return found
         except (ValueError, TypeError, KeyError) as error:
             raise DriverError(f"snapshot record {path} is damaged: {error}") from error
 
@@ -81,12 +89,12 @@ class Record:
 class Catalog:
     """Keep the snapshots below one driver's root; safe for several threads and processes at once."""
 
-    def __init__(self, root: Path, discard: Callable[[Path], None] | None = None) -> None:
+    def __init__(self, root: StrPath, discard: Callable[[str], None] | None = None) -> None:
         """Open or make the catalog and drop what a crash left half-made.
 
         `discard` ends what a driver keeps outside a snapshot's directory, before the directory itself is deleted.
         """
-        self.root = root
+        self.root = root = os.fspath(root)
         self._discard = discard
         self._closed = False
         self._held: dict[str, int] = {}  # id -> the claim of what is being unpacked here
@@ -95,13 +103,14 @@ class Catalog:
         if stranger:
             raise Unsupported(stranger, hint="use the pylayers that wrote it, or choose another root with --root")
         try:
-            (root / "by-name").mkdir(mode=0o700, parents=True, exist_ok=True)
-            (root / "lock").touch(mode=0o600)
-            if not (root / VERSION_FILE).exists():
+            if not os.path.isdir(f"{root}/by-name"):
+                os.makedirs(f"{root}/by-name", 0o700, exist_ok=True)
+            _touch(f"{root}/lock", 0o600)
+            if not os.path.exists(f"{root}/{VERSION_FILE}"):
                 with self._locked():
-                    fresh = root / f"{VERSION_FILE}.new"
+                    fresh = f"{root}/{VERSION_FILE}.new"
                     _write(fresh, f"{FORMAT_VERSION}\n".encode())
-                    os.replace(fresh, root / VERSION_FILE)
+                    os.replace(fresh, f"{root}/{VERSION_FILE}")
         except OSError as error:
             raise translate_os_error(error, f"open the snapshots in {root}") from error
         self._recover()
@@ -114,9 +123,9 @@ class Catalog:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def directory(self, record: Record) -> Path:
+    def directory(self, record: Record) -> str:
         """Name a snapshot's directory."""
-        return self.root / record.id
+        return f"{self.root}/{record.id}"
 
     def get(self, name: str) -> Record:
         """Look a snapshot up by key or name. Raises NotFound."""
@@ -130,7 +139,7 @@ class Catalog:
         if self._closed:
             raise DriverError(f"the snapshots in {self.root} are closed")
         try:
-            identity = os.readlink(self.root / "by-name" / escape(name))[3:]
+            identity = os.readlink(self._pointer(name))[3:]
         except FileNotFoundError:
             return None
         record = self._read(identity)
@@ -139,8 +148,8 @@ class Catalog:
     def committed(self, name: str) -> Record:
         """Look up a snapshot that may be a parent. Raises NotFound; InvalidInput when it isn't committed."""
         record = self.get(name)
-        if record.kind is not SnapshotKind.COMMITTED:
-            raise InvalidInput(f"snapshot {name!r} is {record.kind.value}, and only a committed one can be a parent")
+        if record.kind != SnapshotKind.COMMITTED:
+            raise InvalidInput(f"snapshot {name!r} is {record.kind}, and only a committed one can be a parent")
         return record
 
     def walk(self) -> list[Record]:
@@ -166,9 +175,9 @@ class Catalog:
     def create(
         self,
         name: str,
-        kind: SnapshotKind,
+        kind: str,
         parent: str | None,
-        make: Callable[[Path, Record, Record | None], None],
+        make: Callable[[str, Record, Record | None], None],
         *,
         lasting: bool = True,
     ) -> Record:
@@ -180,25 +189,25 @@ class Catalog:
         """
         escape(name)
         identity = os.urandom(16).hex()
-        hidden = self.root / (MAKING + identity)
+        hidden = f"{self.root}/{MAKING}{identity}"
         with self._locked():
             above = self._check_new(name, parent)
-            hidden.mkdir(mode=0o700)
+            os.mkdir(hidden, 0o700)
             claim = _claim(hidden)
         try:
+            os.mkdir(f"{hidden}/{CHILDREN}", 0o700)
             record = Record(name, kind, parent, identity, above.id if above else None, time.time_ns())
-            (hidden / "children").mkdir(mode=0o700)
             make(hidden, record, above)
             record = replace(record, settled_ns=time.clock_gettime_ns(CLOCK_REALTIME_COARSE))
-            _write(hidden / RECORD_FILE, record.encode(), durable=lasting)
+            _write(f"{hidden}/{RECORD_FILE}", record.encode(), durable=lasting)
             with self._locked():
                 now = self._check_new(name, parent)
                 if now is not None and above is not None and now.id != above.id:
                     raise NotFound(f"snapshot {parent!r} was removed while {name!r} was made over it")
                 if above is not None:
-                    (self.directory(above) / "children" / identity).touch()
+                    _touch(f"{self.directory(above)}/{CHILDREN}/{identity}", 0o666)
                 self._point(name, identity)
-                os.rename(hidden, self.root / identity)
+                os.rename(hidden, f"{self.root}/{identity}")
                 if lasting:
                     sync_path(self.root)
             if name.startswith(UNPACKING):
@@ -211,7 +220,7 @@ class Catalog:
             os.close(claim)
         return record
 
-    def commit(self, name: str, key: str, ready: Callable[[Path, Record], None], done: Callable[[Path], None]) -> None:
+    def commit(self, name: str, key: str, ready: Callable[[str, Record], None], done: Callable[[str], None]) -> None:
         """Rename active snapshot key to committed name, in one step.
 
         `ready(directory, record)` runs first and may refuse, `done(directory)` afterwards; both under the lock.
@@ -219,25 +228,25 @@ class Catalog:
         escape(name)
         with self._locked():
             record = self.get(key)
-            if record.kind is not SnapshotKind.ACTIVE:
-                raise InvalidInput(f"snapshot {key!r} is {record.kind.value}, and only an active one can be committed")
+            if record.kind != SnapshotKind.ACTIVE:
+                raise InvalidInput(f"snapshot {key!r} is {record.kind}, and only an active one can be committed")
             if name != key and self.find(name) is not None:
                 raise AlreadyExists(f"snapshot {name!r} exists already")
             directory = self.directory(record)
             ready(directory, record)
             self._point(name, record.id)
-            fresh = directory / "snapshot.json.new"
+            fresh = f"{directory}/snapshot.json.new"
             _write(fresh, replace(record, name=name, kind=SnapshotKind.COMMITTED).encode())
-            os.replace(fresh, directory / RECORD_FILE)
+            os.replace(fresh, f"{directory}/{RECORD_FILE}")
             sync_path(directory)
             sync_path(self.root)  # it may have been made without lasting
             if name != key:
-                (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
+                remove_file(self._pointer(key), durable=False)
             done(directory)
         if record.id in self._held:
             os.close(self._held.pop(record.id))
 
-    def remove(self, key: str, ready: Callable[[Path, Record], None]) -> None:
+    def remove(self, key: str, ready: Callable[[str, Record], None]) -> None:
         """Remove a snapshot. `ready(directory, record)` may refuse. Raises NotFound; Conflict when it has children."""
         with self._locked():
             record = self.get(key)
@@ -246,7 +255,7 @@ class Catalog:
             if child is not None:
                 raise Conflict(f"snapshot {key!r} is the parent of {child.name!r}")
             ready(directory, record)
-            hidden = self.root / (REMOVING + record.id)
+            hidden = f"{self.root}/{REMOVING}{record.id}"
             claim = self._held.pop(record.id, -1)
             try:
                 claim = claim if claim >= 0 else _claim(directory, wait=False)
@@ -254,9 +263,9 @@ class Catalog:
                 raise Conflict(f"snapshot {key!r} is being unpacked by another process") from None
             try:
                 os.rename(directory, hidden)
-                (self.root / "by-name" / escape(key)).unlink(missing_ok=True)
+                remove_file(self._pointer(key), durable=False)
                 if record.parent_id is not None:
-                    (self.root / record.parent_id / "children" / record.id).unlink(missing_ok=True)
+                    remove_file(f"{self.root}/{record.parent_id}/{CHILDREN}/{record.id}", durable=False)
             except BaseException:
                 os.close(claim)
                 raise
@@ -272,7 +281,7 @@ class Catalog:
         """Hold the catalog's lock; a descriptor of its own each time, so that threads exclude each other too."""
         if self._closed:
             raise DriverError(f"the snapshots in {self.root} are closed")
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(f"{self.root}/lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, how)
             yield
@@ -290,38 +299,40 @@ class Catalog:
         return [entry.name for entry in os.scandir(self.root) if len(entry.name) == 32 and entry.is_dir()]
 
     def _read(self, identity: str) -> Record | None:
-        path = self.root / identity / RECORD_FILE
+        path = f"{self.root}/{identity}/{RECORD_FILE}"
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except FileNotFoundError:
             return None
         return Record.decode(content, path) if content else None  # empty: never flushed, and a power cut took it
 
-    def _child(self, directory: Path) -> Record | None:
+    def _child(self, directory: str) -> Record | None:
         """Find one living child; markers that a crash left without a child are dropped."""
-        for marker in sorted((directory / "children").iterdir()):
-            child = self._read(marker.name)
+        for marker in sorted(os.listdir(f"{directory}/{CHILDREN}")):
+            child = self._read(marker)
             if child is not None:
                 return child
-            marker.unlink()
+            os.unlink(f"{directory}/{CHILDREN}/{marker}")
         return None
+
+    def _pointer(self, name: str) -> str:
+        return f"{self.root}/by-name/{escape(name)}"
 
     def _point(self, name: str, identity: str) -> None:
         """Point by-name/<name> at an id, over whatever stale pointer is there."""
-        path = self.root / "by-name" / escape(name)
-        fresh = self.root / "by-name" / f".{identity}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(f"../{identity}")
-        os.replace(fresh, path)
+        fresh = f"{self.root}/by-name/.{identity}"
+        remove_file(fresh, durable=False)
+        os.symlink(f"../{identity}", fresh)
+        os.replace(fresh, self._pointer(name))
 
     def _is_abandoned(self, record: Record) -> bool:
         try:
             os.close(_claim(self.directory(record), wait=False))
         except (BlockingIOError, FileNotFoundError):
             return False
-        return record.kind is SnapshotKind.ACTIVE
+        return record.kind == SnapshotKind.ACTIVE
 
-    def _delete(self, directory: Path) -> None:
+    def _delete(self, directory: str) -> None:
         """Delete a hidden directory; safe to repeat and to be interrupted."""
         if self._discard is not None:
             self._discard(directory)
@@ -329,28 +340,34 @@ class Catalog:
 
     def _recover(self) -> None:
         """Drop leftovers and stale pointers; a directory whose maker or remover still lives is left alone."""
-        leftovers: list[tuple[Path, int]] = []
+        leftovers: list[tuple[str, int]] = []
         with self._locked():
             for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
                 if entry.name.startswith((MAKING, REMOVING)):
                     try:
-                        leftovers.append((Path(entry.path), _claim(Path(entry.path), wait=False)))
+                        leftovers.append((entry.path, _claim(entry.path, wait=False)))
                     except (BlockingIOError, FileNotFoundError):
                         continue  # its maker or remover is alive, or has just finished
-            for pointer in os.scandir(self.root / "by-name"):
-                record = self._read(os.readlink(pointer.path)[3:])
+            records: dict[str, Record | None] = {}  # nobody changes one while the lock is held
+            pointers: set[str] = set()
+            for pointer in os.scandir(f"{self.root}/by-name"):
+                identity = os.readlink(pointer.path)[3:]
+                record = records[identity] = self._read(identity)
                 if record is None or escape(record.name) != pointer.name:
                     os.unlink(pointer.path)
-                elif record.name.startswith(UNPACKING) and self._is_abandoned(record):
+                    continue
+                pointers.add(pointer.name)
+                if record.name.startswith(UNPACKING) and self._is_abandoned(record):
                     self._stale.append(record.name)
             for identity in self._identities():
-                record = self._read(identity)
+                record = records[identity] if identity in records else self._read(identity)
                 if record is None:
-                    hidden = self.root / (REMOVING + identity)
-                    os.rename(self.root / identity, hidden)
+                    hidden = f"{self.root}/{REMOVING}{identity}"
+                    os.rename(f"{self.root}/{identity}", hidden)
                     leftovers.append((hidden, _claim(hidden)))
-                elif not (self.root / "by-name" / escape(record.name)).is_symlink():
+                elif escape(record.name) not in pointers:
                     self._point(record.name, identity)
+                    pointers.add(escape(record.name))
         for path, claim in leftovers:
             try:
                 self._delete(path)
@@ -374,11 +391,11 @@ def escape(name: str) -> str:
     return plain if len(plain) <= LONGEST_PLAIN_BYTES else "%%" + hex_of(raw)
 
 
-def explain_version(root: Path) -> str:
+def explain_version(root: StrPath) -> str:
     """Say why a driver's folder is not this version's to touch; "" where it is (or is still to be made)."""
-    path = root / VERSION_FILE
+    path = f"{os.fspath(root)}/{VERSION_FILE}"
     try:
-        text = path.read_text("utf-8", "replace").strip()
+        text = read_file(path).decode(errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
@@ -391,7 +408,7 @@ def explain_version(root: Path) -> str:
     )
 
 
-def _claim(directory: Path, wait: bool = True) -> int:
+def _claim(directory: str, wait: bool = True) -> int:
     """Take the flock that says somebody is at work in a directory; the kernel drops it with the process."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -402,7 +419,11 @@ def _claim(directory: Path, wait: bool = True) -> int:
     return descriptor
 
 
-def _write(path: Path, content: bytes, *, durable: bool = True) -> None:
+def _touch(path: str, mode: int) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode))
+
+
+def _write(path: str, content: bytes, *, durable: bool = True) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, content)

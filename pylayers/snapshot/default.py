@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pylayers.errors import Conflict, InvalidInput, NotFound, PylayersError, Unsupported, translate_os_error
 from pylayers.snapshot.catalog import Catalog, Record
@@ -19,6 +18,8 @@ from pylayers.store.mountpoint import is_mounted_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _typeshed import StrPath
+
     from pylayers.store.layer import Layer
 
 
@@ -28,14 +29,14 @@ class DefaultSnapshotter:
     name = ""
     reserved_prefix = b""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: StrPath) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
-        self.root = Path(os.path.abspath(root))
+        self.root = os.path.abspath(root)
         self.catalog = Catalog(self.root, self._discard)
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
         """Fill a new snapshot's directory, which is hidden and will be renamed to its id."""
         raise NotImplementedError
 
@@ -43,20 +44,20 @@ class DefaultSnapshotter:
         """Describe the mounts of an active snapshot or view."""
         raise NotImplementedError
 
-    def _content(self, record: Record) -> Path:
+    def _content(self, record: Record) -> str:
         """Name the directory that holds a snapshot's own files."""
         raise NotImplementedError
 
-    def _discard(self, directory: Path) -> None:
+    def _discard(self, directory: str) -> None:
         """End what belongs to a snapshot outside its directory, which is about to be deleted."""
 
-    def _flush(self, directory: Path) -> None:
+    def _flush(self, directory: str) -> None:
         """Write an active snapshot's files to the disk, before a record says for good that they are there."""
         from pylayers.snapshot.mount import flush
 
         flush(directory)
 
-    def _seal(self, directory: Path) -> None:
+    def _seal(self, directory: str) -> None:
         """Drop what only an active snapshot needs, after its commit."""
 
     def _untouched_before_ns(self, record: Record) -> int:
@@ -80,7 +81,7 @@ class DefaultSnapshotter:
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or view. Raises NotFound; InvalidInput for a committed one."""
         record = self.catalog.get(key)
-        if record.kind is SnapshotKind.COMMITTED:
+        if record.kind == SnapshotKind.COMMITTED:
             raise InvalidInput(f"snapshot {key!r} is committed; make a view of it to mount it")
         return self._mounts(record)
 
@@ -172,10 +173,10 @@ class DefaultSnapshotter:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _create(self, key: str, kind: SnapshotKind, parent: str | None, lasting: bool) -> list[Mount]:
+    def _create(self, key: str, kind: str, parent: str | None, lasting: bool) -> list[Mount]:
         with translated(f"prepare snapshot {key!r}"):
 
-            def make(directory: Path, record: Record, above: Record | None) -> None:
+            def make(directory: str, record: Record, above: Record | None) -> None:
                 self._make(directory, record, above)
                 if lasting:
                     self._flush(directory)
@@ -184,17 +185,17 @@ class DefaultSnapshotter:
 
     def _active(self, key: str) -> Record:
         record = self.catalog.get(key)
-        if record.kind is not SnapshotKind.ACTIVE:
-            raise InvalidInput(f"snapshot {key!r} is {record.kind.value} and cannot be changed")
+        if record.kind != SnapshotKind.ACTIVE:
+            raise InvalidInput(f"snapshot {key!r} is {record.kind} and cannot be changed")
         return record
 
     def _changeable(self, key: str) -> Record:
         record = self.catalog.get(key)
-        if record.kind is SnapshotKind.VIEW:
+        if record.kind == SnapshotKind.VIEW:
             raise InvalidInput(f"snapshot {key!r} is a view and has no changes of its own")
         return record
 
-    def _refuse_mounted(self, _directory: Path, record: Record) -> None:
+    def _refuse_mounted(self, _directory: str, record: Record) -> None:
         if is_mounted_from(record.id):
             self._refuse(record)
 
@@ -203,7 +204,7 @@ class DefaultSnapshotter:
 
     def _open_tree(self, record: Record) -> int:
         """Open the top of a snapshot's whole tree; the descriptor keeps its (detached) mount alive until closed."""
-        if record.kind is not SnapshotKind.COMMITTED:
+        if record.kind != SnapshotKind.COMMITTED:
             return open_mounted(self._mounts(record))
         return self._open_view(record.name)
 
@@ -227,12 +228,11 @@ def open_mounted(mounts: list[Mount]) -> int:
     from pylayers.snapshot.mount import mount, unmount
 
     with tempfile.TemporaryDirectory(prefix="pylayers-mount-") as directory:
-        target = Path(directory)
-        mount(mounts, target)
+        mount(mounts, directory)
         try:
-            return os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         finally:
-            unmount(target, detach=True)
+            unmount(directory, detach=True)
 
 
 @contextmanager

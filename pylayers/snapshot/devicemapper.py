@@ -52,32 +52,32 @@ class Driver(DefaultSnapshotter):
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
         made = self._pool.start()
         self._pool.require_space()
         if parent is None:
             origin, size_bytes = made.base, made.size_bytes
         else:
-            origin, size_bytes = read_device(self.catalog.directory(parent))
-        self._pool.snapshot(origin, lambda number: write_device(directory, number, size_bytes))
+            origin, size_bytes = read_device(Path(self.catalog.directory(parent)))
+        self._pool.snapshot(origin, lambda number: write_device(Path(directory), number, size_bytes))
 
-    def _discard(self, directory: Path) -> None:
+    def _discard(self, directory: str) -> None:
         try:
-            number, _ = read_device(directory)
+            number, _ = read_device(Path(directory))
         except DriverError:
             return  # nothing was made yet
-        name = self._pool.device_name(directory.name[-32:])
+        name = self._pool.device_name(directory[-32:])
         if mapper.CONTROL.exists():
             mapper.remove_device(name)
             mapper.forget_node(name)
             self._pool.delete(number)
-        (directory / DEVICE).unlink()
+        os.unlink(f"{directory}/{DEVICE}")
 
     def _mounts(self, record: Record) -> list[Mount]:
-        return [self._mount(record, readonly=record.kind is SnapshotKind.VIEW)]
+        return [self._mount(record, readonly=record.kind == SnapshotKind.VIEW)]
 
-    def _seal(self, directory: Path) -> None:
-        name = self._pool.device_name(directory.name)
+    def _seal(self, directory: str) -> None:
+        name = self._pool.device_name(os.path.basename(directory))
         if mapper.find_device(name) is None:
             return
         mapper.flush_device(name)
@@ -100,7 +100,7 @@ class Driver(DefaultSnapshotter):
     def usage(self, key: str) -> Usage:
         """Count what a snapshot has that its parent hasn't, in blocks of 4 KiB. Walks both. Raises NotFound."""
         record = self.catalog.get(key)
-        if record.kind is SnapshotKind.VIEW:
+        if record.kind == SnapshotKind.VIEW:
             return Usage(0, 1)
         with translated(f"count the usage of snapshot {key!r}"):
             if record.parent is None:
@@ -121,7 +121,7 @@ class Driver(DefaultSnapshotter):
         Raises Unsupported for less than it has.
         """
         record = self._active(key)
-        directory = self.catalog.directory(record)
+        directory = Path(self.catalog.directory(record))
         number, had_bytes = read_device(directory)
         wanted = size_bytes // BLOCK_BYTES * BLOCK_BYTES
         if size_bytes <= 0:
@@ -152,7 +152,7 @@ class Driver(DefaultSnapshotter):
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _mount(self, record: Record, *, readonly: bool = False) -> Mount:
-        return Mount(TYPE, source=str(self.catalog.directory(record)), readonly=readonly)
+        return Mount(TYPE, source=self.catalog.directory(record), readonly=readonly)
 
     def _open_view(self, parent: str) -> int:
         """Open a committed snapshot's own device, read-only; it goes with the descriptor."""
@@ -162,14 +162,14 @@ class Driver(DefaultSnapshotter):
         finally:
             mapper.remove_device(self._pool.device_name(record.id), deferred=True)
 
-    def _refuse_mounted(self, _directory: Path, record: Record) -> None:
+    def _refuse_mounted(self, _directory: str, record: Record) -> None:
         device = mapper.find_device(self._pool.device_name(record.id)) if mapper.CONTROL.exists() else None
         if device is not None and device.opened:
             place = f"{os.major(device.number)}:{os.minor(device.number)}"
             if any(line.split(" ")[2] == place for line in read_mount_table().splitlines()):
                 self._refuse(record)
 
-    def _refuse_opened(self, _directory: Path, record: Record) -> None:
+    def _refuse_opened(self, _directory: str, record: Record) -> None:
         name = self._pool.device_name(record.id)
         if not mapper.CONTROL.exists() or mapper.find_device(name) is None:
             return

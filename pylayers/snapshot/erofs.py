@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 
 from pylayers.errors import DriverError
 from pylayers.snapshot.catalog import Record
@@ -35,10 +34,14 @@ from pylayers.snapshot.layerplace import (
 from pylayers.snapshot.lower import LowerStack
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, read_chain
-from pylayers.store.file import remove_tree, sync_path
+from pylayers.store.file import read_text, remove_tree, sync_path, write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from _typeshed import StrPath
+
     from pylayers.snapshot.lowertable import TableStack
     from pylayers.store.layer import Layer
 
@@ -51,42 +54,43 @@ class Driver(StackSnapshotter):
 
     name = "erofs"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: StrPath) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
         super().__init__(root)
         self._places: dict[str, str] = {}  # by short name: they are random, so none means another place later
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _own(self, directory: Path) -> list[str]:
-        layers = [f"l/{(place / 'link').read_text()}" for place in reversed(list_places(directory))]
-        if layers and not any(os.scandir(directory / "diff")) and _is_settled(directory):
+    def _own(self, directory: str) -> list[str]:
+        layers = [f"l/{read_text(f'{place}/link')}" for place in reversed(list_places(directory))]
+        if layers and not any(os.scandir(f"{directory}/diff")) and _is_settled(directory):
             return layers
         return [*super()._own(directory), *layers]
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
         super()._make(directory, record, parent)
         if parent is not None:
             self._merge(read_chain(directory, record))
 
-    def _flush(self, directory: Path) -> None:
+    def _flush(self, directory: str) -> None:
         """Write the notes beside the layers as well: tars and images are on the disk."""
         for place in list_places(directory):
-            for path in (place / "settled", place / "link", place, place.parent):
+            for path in (f"{place}/settled", f"{place}/link", place, os.path.dirname(place)):
                 sync_path(path)
         super()._flush(directory)
 
-    def _discard(self, directory: Path) -> None:
+    def _discard(self, directory: str) -> None:
         super()._discard(directory)
-        for link in (*directory.glob("layer/*/link"), *directory.glob("new-*/link")):
-            self._unlink(link)
+        hidden = [f"{directory}/{name}" for name in os.listdir(directory) if name.startswith("new-")]
+        for place in (*list_places(directory), *hidden):
+            self._unlink(f"{place}/link")
 
     def _mounts(self, record: Record) -> list[Mount]:
         directory = self.catalog.directory(record)
-        lowers = [lower_of(str(place)) for place in reversed(list_places(directory))]
+        lowers = [lower_of(place) for place in reversed(list_places(directory))]
         lowers += self._stack(self._chain(record))
-        view = record.kind is SnapshotKind.VIEW
-        upper, work = str(directory / "diff"), str(directory / "work")
+        view = record.kind == SnapshotKind.VIEW
+        upper, work = f"{directory}/diff", f"{directory}/work"
         if not lowers:
             return [Mount("bind", source=upper, readonly=view)]
         if view and len(lowers) == 1:
@@ -118,7 +122,7 @@ class Driver(StackSnapshotter):
         """
         record = self._active(key)
         directory = self.catalog.directory(record)
-        if not any(os.scandir(directory / "diff")):
+        if not any(os.scandir(f"{directory}/diff")):
             with translated(f"apply layer {layer.diff_id} to snapshot {key!r}"):
                 if self._index(record, directory, layer):
                     return
@@ -150,9 +154,9 @@ class Driver(StackSnapshotter):
     def _below(self, record: Record) -> Iterator[LowerStack]:
         from pylayers.snapshot.imagemount import open_image
 
-        own = [lower_of(str(place)) for place in reversed(list_places(self.catalog.directory(record)))]
+        own = [lower_of(place) for place in reversed(list_places(self.catalog.directory(record)))]
         with ExitStack() as stack:
-            paths: list[Path | str] = []
+            paths: list[str] = []
             for lower in [*own, *self._stack(self._chain(record))]:
                 if lower.devices:
                     descriptor = open_image(lower.path, lower.devices)
@@ -167,7 +171,7 @@ class Driver(StackSnapshotter):
         from pylayers.snapshot.lowertable import TableStack
 
         links = self._chain(record)
-        own = [Head(str(place), 1) for place in reversed(list_places(self.catalog.directory(record)))]
+        own = [Head(place, 1) for place in reversed(list_places(self.catalog.directory(record)))]
         return TableStack([*own, *self._heads(links)], lambda head: self._lower(head, links))
 
     def _stack(self, links: list[str]) -> list[Lower]:
@@ -213,56 +217,57 @@ class Driver(StackSnapshotter):
         from pylayers._native import erofs, tardiff
         from pylayers.store.index import open_index
 
-        places = [Path(self._place(link)) for link in links]
-        first = max((at + 1 for at, place in enumerate(places) if place.name == "diff"), default=0)
+        places = [self._place(link) for link in links]
+        first = max((at + 1 for at, place in enumerate(places) if place.endswith("/diff")), default=0)
         run = places[first:][::-1]
-        ends = [base_end_of(str(place)) for place in run]
+        ends = [base_end_of(place) for place in run]
         if len(run) < 2 or len(run) + sum(map(bool, ends)) > erofs.MOST_DEVICES:
             return  # directories only, or as many as overlayfs takes
-        tables = [open_index(place / INDEX).table for place in run]
+        tables = [open_index(f"{place}/{INDEX}").table for place in run]
         records, heap = tardiff.merge([(table.records, table.heap) for table in tables])
         try:
-            with fresh_file(Path(_merged_image(str(run[-1]), len(run)))) as descriptor:
-                sizes = [os.stat(place / TAR).st_size for place in run]
+            with fresh_file(_merged_image(run[-1], len(run))) as descriptor:
+                sizes = [os.stat(f"{place}/{TAR}").st_size for place in run]
                 erofs.write(descriptor, records, heap, sizes, base_ends=ends)
         except erofs.NotMappable as error:
             raise DriverError(f"cannot merge {len(run)} layers into one image: {error}") from error
         sync_path(run[-1])  # without its name a snapshot may have more lowers than a mount takes
 
-    def _index(self, record: Record, directory: Path, layer: Layer) -> bool:
+    def _index(self, record: Record, directory: str, layer: Layer) -> bool:
         """Lay an index beside a snapshot's files; False for a layer that has to be unpacked."""
         import tempfile
+        from pathlib import Path
 
         from pylayers._native import erofs
         from pylayers.snapshot.layerimage import give_metadata, settle_table
         from pylayers.store.entry import FLAG_IMPLICIT
 
         number = len(list_places(directory))
-        hidden = Path(tempfile.mkdtemp(prefix="new-", dir=directory))
+        hidden = tempfile.mkdtemp(prefix="new-", dir=directory)
         try:
-            diff = directory / "diff"
-            table = settle_table(layer.table, diff, lambda: closing(self._tables_below(record)))
+            diff = f"{directory}/diff"
+            table = settle_table(layer.table, Path(diff), lambda: closing(self._tables_below(record)))
             linked = link_tars(layer, hidden)
             end = linked or 0
-            with fresh_file(hidden / IMAGE) as descriptor:
+            with fresh_file(f"{hidden}/{IMAGE}") as descriptor:
                 erofs.write(descriptor, table.records, table.heap, [layer.size_bytes], base_ends=[end])
             if linked is None:
-                copy_tar(layer, hidden / TAR)
-            link_index(layer, hidden / INDEX)
+                copy_tar(layer, f"{hidden}/{TAR}")
+            link_index(layer, f"{hidden}/{INDEX}")
             root = table.entry(0)
             if not root.flags & FLAG_IMPLICIT:
-                give_metadata(diff, root, table.xattrs(root))
-            (hidden / "settled").write_text(str(os.stat(diff).st_ctime_ns))
+                give_metadata(Path(diff), root, table.xattrs(root))
+            write_text(f"{hidden}/settled", str(os.stat(diff).st_ctime_ns))
             place = name_place(number, end)
-            (hidden / "link").write_text(self._link(f"{record.id}/layer/{place}"))
-            (directory / "layer").mkdir(mode=0o700, exist_ok=True)
-            os.rename(hidden, directory / "layer" / place)
+            write_text(f"{hidden}/link", self._link(f"{record.id}/layer/{place}"))
+            os.makedirs(f"{directory}/layer", 0o700, exist_ok=True)
+            os.rename(hidden, f"{directory}/layer/{place}")
             return True
         except erofs.NotMappable:
             return False
         finally:
-            if hidden.exists():
-                self._unlink(hidden / "link")
+            if os.path.exists(hidden):
+                self._unlink(f"{hidden}/link")
                 remove_tree(hidden)
 
 
@@ -270,10 +275,10 @@ def _merged_image(place: str, count: int) -> str:
     return f"{place}/merged-{count}.erofs"
 
 
-def _is_settled(directory: Path) -> bool:
+def _is_settled(directory: str) -> bool:
     """Tell whether nobody changed the top of a snapshot since its last layer was applied."""
-    settled = (list_places(directory)[-1] / "settled").read_text()
-    return os.stat(directory / "diff").st_ctime_ns == int(settled)
+    settled = read_text(f"{list_places(directory)[-1]}/settled")
+    return os.stat(f"{directory}/diff").st_ctime_ns == int(settled)
 
 
 def probe(directory: Path) -> Probe:

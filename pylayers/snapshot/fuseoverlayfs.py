@@ -45,7 +45,7 @@ class Driver(StackSnapshotter):
         mounts = super()._mounts(record)
         return [replace(one, type=TYPE, options=()) if one.type == "overlay" else one for one in mounts]
 
-    def _refuse_mounted(self, directory: Path, record: Record) -> None:
+    def _refuse_mounted(self, directory: str, record: Record) -> None:
         # The mount table doesn't name the upper, the program's command line does; it ends shortly after its mount.
         for _ in range(ENDING_TRIES):
             if not is_served(record.id):

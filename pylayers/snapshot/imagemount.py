@@ -10,9 +10,12 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from pylayers._native import sysmount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 # fsconfig takes strings of at most 255 bytes; "device=" isn't among them.
 LONGEST_PATH_BYTES = 255
@@ -38,7 +41,7 @@ def open_image(image: str, devices: Sequence[str], backing: str | None = None) -
     return opened
 
 
-def mount_image(image: str, devices: Sequence[str], target: Path) -> None:
+def mount_image(image: str, devices: Sequence[str], target: StrPath) -> None:
     """Mount an EROFS image at a directory."""
     descriptor = open_image(image, devices)
     try:
@@ -52,7 +55,7 @@ def mount_over_images(
     devices: Sequence[tuple[str, ...]],
     upper: str,
     work: str,
-    target: Path,
+    target: StrPath,
     options: Sequence[str],
     readonly: bool,
 ) -> None:
@@ -84,6 +87,7 @@ def mount_over_images(
 def _attached(lowers: Sequence[bytes | int]) -> Iterator[list[bytes | int]]:
     """Give detached mounts a place for as long as an older kernel needs to take them into an overlay."""
     import tempfile
+    from pathlib import Path
 
     with ExitStack() as stack:
         paths: list[bytes | int] = []

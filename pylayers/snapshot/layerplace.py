@@ -11,14 +11,16 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from pylayers.oci.digest import digest_hex
 from pylayers.record import record
+from pylayers.store.file import remove_file
 from pylayers.store.splice import base_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _typeshed import StrPath
+
     from pylayers.store.layer import Layer
 
 IMAGE, TAR, INDEX = "layer.erofs", "layer.tar", "layer.idx"
@@ -63,33 +65,33 @@ def lower_of(place: str) -> Lower:
     return Lower(f"{place}/{IMAGE}", devices_of(place))
 
 
-def list_places(directory: Path) -> list[Path]:
+def list_places(directory: StrPath) -> list[str]:
     """List the places of the layers that were applied to a snapshot, lowest first."""
     try:
-        names = os.listdir(directory / "layer")
+        names = os.listdir(f"{directory}/layer")
     except FileNotFoundError:
         return []
-    return [directory / "layer" / name for name in sorted(names, key=lambda name: int(name.partition("-")[0]))]
+    return [f"{directory}/layer/{name}" for name in sorted(names, key=lambda name: int(name.partition("-")[0]))]
 
 
-def link_tars(layer: Layer, place: Path) -> int | None:
+def link_tars(layer: Layer, place: StrPath) -> int | None:
     """Give a layer's tar and its base other names in a place; return where the base ends, 0 for none.
 
     None where no links can be made; nothing is left of it.
     """
     try:
         end = _link_base(layer, place)
-        os.link(layer.tar_path, place / TAR)
+        os.link(layer.tar_path, f"{place}/{TAR}")
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
         if layer.base is not None:
-            (place / base_name(layer.base.end_bytes)).unlink(missing_ok=True)
+            remove_file(f"{place}/{base_name(layer.base.end_bytes)}", durable=False)
         return None
     return end
 
 
-def copy_tar(layer: Layer, target: Path) -> None:
+def copy_tar(layer: Layer, target: StrPath) -> None:
     """Copy a layer's tar, whole and synced, to another file system; the store's stays as it is."""
     from pylayers._native import copyup
 
@@ -111,9 +113,9 @@ def copy_tar(layer: Layer, target: Path) -> None:
         os.fsync(copy)
 
 
-def link_index(layer: Layer, target: Path) -> None:
+def link_index(layer: Layer, target: StrPath) -> None:
     """Keep a layer's table beside its image: another name for the store's file, where that is one."""
-    beside = layer.tar_path.with_name(INDEX)
+    beside = os.path.join(os.path.dirname(layer.tar_path), INDEX)
     try:
         os.link(beside, target)
         return
@@ -134,27 +136,28 @@ def link_index(layer: Layer, target: Path) -> None:
 
 
 @contextmanager
-def fresh_file(path: Path) -> Iterator[int]:
+def fresh_file(path: StrPath) -> Iterator[int]:
     """Give a file that appears under its name, and synced, only when the block ends well."""
-    hidden = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    folder, name = os.path.split(path)
+    hidden = os.path.join(folder, f".{name}.{os.urandom(8).hex()}")
     descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
         os.fsync(descriptor)  # a torn image would show wrong files, and nothing would tell
         os.rename(hidden, path)
     except BaseException:
-        hidden.unlink()
+        os.unlink(hidden)
         raise
     finally:
         os.close(descriptor)
 
 
-def _link_base(layer: Layer, place: Path) -> int:
+def _link_base(layer: Layer, place: StrPath) -> int:
     if layer.base is None:
         return 0
     end = layer.base.end_bytes
     try:
-        os.link(layer.base.path, place / base_name(end))
+        os.link(layer.base.path, f"{place}/{base_name(end)}")
     except FileNotFoundError:
         return 0  # somebody filled the tar meanwhile, after which its base goes
     return end

@@ -6,10 +6,13 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from pathlib import Path
 
 from pylayers.diff.overlaymark import OPAQUE_NAMES, OVERLAY_PREFIXES, is_whiteout
 from pylayers.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 
 @record
@@ -28,7 +31,7 @@ class LowerStack:
     layer and path.
     """
 
-    def __init__(self, layers: Sequence[Path | str]) -> None:
+    def __init__(self, layers: Sequence[StrPath]) -> None:
         self.layers = tuple(os.fsencode(layer) for layer in layers)
         self._directories: dict[bytes, Found | None] = {}
 

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from pylayers._native import sysmount
 from pylayers.errors import Conflict, DriverError, InvalidInput, PermissionDenied, translate_os_error
@@ -16,6 +15,12 @@ from pylayers.snapshot.imagemount import mount_image, mount_over_images
 from pylayers.snapshot.snapshotter import Mount
 from pylayers.store.file import remove_tree
 from pylayers.store.mountpoint import mount_points_below
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from _typeshed import StrPath
 
 __all__ = ["flush", "mount", "mount_points_below", "mounted", "unmount"]
 
@@ -32,7 +37,7 @@ CLONE_FS = 0x200  # linux/sched.h
 AUFS_MODULE = "/sys/fs/aufs"
 
 
-def mount(mounts: Sequence[Mount], target: Path, *, nodev: bool = False, volatile: bool = False) -> None:
+def mount(mounts: Sequence[Mount], target: StrPath, *, nodev: bool = False, volatile: bool = False) -> None:
     """Mount a snapshot at an existing directory, as one private mount; nodev: its device files are shut.
 
     volatile: what is written need not outlive a power cut, so that an overlay (Linux 5.10) waits for no disk, neither
@@ -56,15 +61,17 @@ def mount(mounts: Sequence[Mount], target: Path, *, nodev: bool = False, volatil
         raise DriverError(f"mount at {target}: {error}") from error
 
 
-def unmount(target: Path, *, detach: bool = False) -> None:
+def unmount(target: StrPath, *, detach: bool = False) -> None:
     """Unmount one mount; a busy one is tried again for a fifth of a second.
 
     Raises Conflict when it stays busy. detach=True hides it at once and lets the kernel finish when the last user ends.
     """
     if os.path.exists(AUFS_MODULE):
+        from pathlib import Path
+
         from pylayers.snapshot.aufsmount import keep_links
 
-        keep_links(target)
+        keep_links(Path(target))
     for left in range(BUSY_TRIES, -1, -1):
         try:
             sysmount.unmount(os.fsencode(target), sysmount.MNT_DETACH if detach else 0)
@@ -78,12 +85,13 @@ def unmount(target: Path, *, detach: bool = False) -> None:
 
 
 @contextmanager
-def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[Path]:
+def mounted(mounts: Sequence[Mount], directory: StrPath | None = None) -> Iterator[Path]:
     """Mount a snapshot for the length of a with block, on a directory of its own made in `directory` (default: tmp).
 
     On the way out a mount that is still busy is detached and Conflict raised.
     """
     import tempfile
+    from pathlib import Path
 
     target = Path(tempfile.mkdtemp(prefix="pylayers-mount-", dir=directory))
     try:
@@ -100,7 +108,7 @@ def mounted(mounts: Sequence[Mount], directory: Path | None = None) -> Iterator[
         target.rmdir()  # never rmtree: were it still mounted, that would delete the snapshot
 
 
-def flush(top: Path) -> None:
+def flush(top: StrPath) -> None:
     """Write the file system of a directory to disk (syncfs(2)); an overlay writes its upper's. Raises OSError."""
     descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -109,7 +117,7 @@ def flush(top: Path) -> None:
         os.close(descriptor)
 
 
-def _mount_one(one: Mount, target: Path, *, volatile: bool) -> None:
+def _mount_one(one: Mount, target: StrPath, *, volatile: bool) -> None:
     mounter = MOUNTERS.get(one.type, _mount_file_system)
     if one.type == "overlay" and one.work:
         _accept_upper(one.work)
@@ -130,10 +138,10 @@ def _accept_upper(work: str) -> None:
     """
     mark = f"{work}/work/incompat"
     if os.path.exists(mark):
-        remove_tree(Path(mark))
+        remove_tree(mark)
 
 
-def _mount_bind(one: Mount, target: Path) -> None:
+def _mount_bind(one: Mount, target: StrPath) -> None:
     place = os.fsencode(target)
     flags = sysmount.MS_BIND
     sysmount.mount(os.fsencode(one.source), place, b"", flags)
@@ -146,14 +154,14 @@ def _mount_bind(one: Mount, target: Path) -> None:
             raise
 
 
-def _restrict(target: Path, flags: int) -> None:
+def _restrict(target: StrPath, flags: int) -> None:
     """Add flags to a mount."""
     kept = os.statvfs(target).f_flag
     flags |= sum(flag for bit, flag in KEPT_FLAGS if kept & bit and not flags & flag)
     sysmount.mount(b"", os.fsencode(target), b"", sysmount.MS_BIND | sysmount.MS_REMOUNT | flags)
 
 
-def _mount_overlay(one: Mount, target: Path) -> None:
+def _mount_overlay(one: Mount, target: StrPath) -> None:
     if any(one.devices):
         mount_over_images(one.lowers, one.devices, one.upper, one.work, target, one.options, one.readonly)
         return
@@ -165,7 +173,7 @@ def _mount_overlay(one: Mount, target: Path) -> None:
         _overlay_from_above(one, target, error)
 
 
-def _overlay(one: Mount, lowers: Sequence[str], target: Path) -> None:
+def _overlay(one: Mount, lowers: Sequence[str], target: StrPath) -> None:
     sysmount.mount_overlay(
         [os.fsencode(lower) for lower in lowers],
         os.fsencode(one.upper),
@@ -176,7 +184,7 @@ def _overlay(one: Mount, lowers: Sequence[str], target: Path) -> None:
     )
 
 
-def _overlay_from_above(one: Mount, target: Path, refused: OSError) -> None:
+def _overlay_from_above(one: Mount, target: StrPath, refused: OSError) -> None:
     """Mount by names relative to the directory above the lowers: kernels before 6.7 take a page of options, no more.
 
     The directory is a thread's own, which ends with the mount.
@@ -201,36 +209,42 @@ def _overlay_from_above(one: Mount, target: Path, refused: OSError) -> None:
         raise failures[0] if failures[0].errno != errno.E2BIG else refused
 
 
-def _mount_file_system(one: Mount, target: Path) -> None:
+def _mount_file_system(one: Mount, target: StrPath) -> None:
     """Call mount(2) for a file system of the kernel: zfs, aufs, ext4 or xfs on a device."""
     flags = sysmount.MS_RDONLY if one.readonly else 0
     options = b",".join(os.fsencode(option) for option in one.options)
     sysmount.mount(os.fsencode(one.source), os.fsencode(target), one.type.encode(), flags, options)
 
 
-def _mount_erofs(one: Mount, target: Path) -> None:
+def _mount_erofs(one: Mount, target: StrPath) -> None:
     mount_image(one.source, one.devices[0], target)
 
 
-def _mount_aufs(one: Mount, target: Path) -> None:
+def _mount_aufs(one: Mount, target: StrPath) -> None:
+    from pathlib import Path
+
     from pylayers.snapshot.aufsmount import mount_branches
 
-    mount_branches(one, target)
+    mount_branches(one, Path(target))
 
 
-def _mount_thin_device(one: Mount, target: Path) -> None:
+def _mount_thin_device(one: Mount, target: StrPath) -> None:
+    from pathlib import Path
+
     from pylayers.snapshot.thinmount import mount_device
 
-    mount_device(one, target)
+    mount_device(one, Path(target))
 
 
-def _mount_by_program(one: Mount, target: Path) -> None:
+def _mount_by_program(one: Mount, target: StrPath) -> None:
+    from pathlib import Path
+
     from pylayers.snapshot.fusemount import mount_by_program
 
-    mount_by_program(one, target)
+    mount_by_program(one, Path(target))
 
 
-MOUNTERS: dict[str, Callable[[Mount, Path], None]] = {
+MOUNTERS: dict[str, Callable[[Mount, StrPath], None]] = {
     "aufs": _mount_aufs,
     "bind": _mount_bind,
     "devicemapper": _mount_thin_device,

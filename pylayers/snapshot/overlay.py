@@ -18,14 +18,14 @@ from pathlib import Path
 from pylayers._native import walk
 from pylayers.diff.overlaymark import OVERLAY_PREFIXES
 from pylayers.diff.whiteout import convert_upper
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import CHILDREN, Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import Found, LowerStack, copy_metadata
 from pylayers.snapshot.overlaytrial import try_overlay
 from pylayers.snapshot.snapshotter import Changes, Mount, Probe, SnapshotKind, Usage
 from pylayers.snapshot.stack import StackSnapshotter, overlay_options
 from pylayers.store.entry import FLAG_OPAQUE, FLAG_WHITEOUT, EntryTable
-from pylayers.store.file import remove_tree
+from pylayers.store.file import remove_tree, write_text
 from pylayers.store.mountpoint import is_mounted_from
 from pylayers.store.row import Entry
 
@@ -46,41 +46,41 @@ class Driver(StackSnapshotter):
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
         if parent is None:
-            make_directory(directory / ROOT)
+            make_directory(f"{directory}/{ROOT}")
             return
-        (directory / "lower-id").write_text(parent.id)
-        if record.kind is SnapshotKind.VIEW:
+        write_text(f"{directory}/lower-id", parent.id)
+        if record.kind == SnapshotKind.VIEW:
             return
-        make_directory(directory / "upper")
-        (directory / "work").mkdir(mode=0o700)
-        (directory / "merged").mkdir(mode=0o700)
-        top = os.fsencode(self.catalog.directory(parent) / ROOT)
-        copy_metadata(top, os.stat(top), os.fsencode(directory / "upper"))
+        make_directory(f"{directory}/upper")
+        for name in ("work", "merged"):
+            os.mkdir(f"{directory}/{name}", 0o700)
+        top = os.fsencode(f"{self.catalog.directory(parent)}/{ROOT}")
+        copy_metadata(top, os.stat(top), os.fsencode(f"{directory}/upper"))
 
     _flush = DefaultSnapshotter._flush  # stack's looks into `diff`
 
-    def _seal(self, directory: Path) -> None:
+    def _seal(self, directory: str) -> None:
         for unneeded in ("upper", "work", "merged"):
-            if (directory / unneeded).exists():
-                remove_tree(directory / unneeded)
+            if os.path.exists(f"{directory}/{unneeded}"):
+                remove_tree(f"{directory}/{unneeded}")
 
-    def _content(self, record: Record) -> Path:
+    def _content(self, record: Record) -> str:
         directory = self.catalog.directory(record)
-        if record.kind is SnapshotKind.COMMITTED or record.parent_id is None:
-            return directory / ROOT
-        return directory / ("upper" if record.kind is SnapshotKind.ACTIVE else "children")
+        if record.kind == SnapshotKind.COMMITTED or record.parent_id is None:
+            return f"{directory}/{ROOT}"
+        return f"{directory}/{'upper' if record.kind == SnapshotKind.ACTIVE else CHILDREN}"
 
     def _mounts(self, record: Record) -> list[Mount]:
         directory = self.catalog.directory(record)
-        view = record.kind is SnapshotKind.VIEW
+        view = record.kind == SnapshotKind.VIEW
         if record.parent_id is None:
-            return [Mount("bind", source=str(directory / ROOT), readonly=view)]
-        below = str(self.root / record.parent_id / ROOT)
+            return [Mount("bind", source=f"{directory}/{ROOT}", readonly=view)]
+        below = f"{self.root}/{record.parent_id}/{ROOT}"
         if view:
             return [Mount("bind", source=below, readonly=True)]
-        upper, work = str(directory / "upper"), str(directory / "work")
+        upper, work = f"{directory}/upper", f"{directory}/work"
         return [Mount("overlay", lowers=(below,), upper=upper, work=work, options=self._options)]
 
     # -- the protocol ------------------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ class Driver(StackSnapshotter):
     def usage(self, key: str) -> Usage:
         """Count a snapshot's files but those that it shares with its parent. Walks both. Raises NotFound."""
         record = self.catalog.get(key)
-        if record.kind is not SnapshotKind.COMMITTED or record.parent_id is None:
+        if record.kind != SnapshotKind.COMMITTED or record.parent_id is None:
             return super().usage(key)
         with translated(f"count the usage of snapshot {key!r}"):
-            shared = set(count_names(self.root / record.parent_id / ROOT))
+            shared = set(count_names(f"{self.root}/{record.parent_id}/{ROOT}"))
             size_bytes, inodes = 0, 0
             for found in walk_stats(self._content(record)):
                 if found.st_ino not in shared:
@@ -110,33 +110,33 @@ class Driver(StackSnapshotter):
             directory = self.catalog.directory(record)
             if is_mounted_from(record.id):
                 self._refuse(record)
-            flat = directory / f"flat-{os.urandom(8).hex()}"
+            flat = f"{directory}/flat-{os.urandom(8).hex()}"
             try:
-                link_tree(self.root / record.parent_id / ROOT, flat)
-                lay_over(directory / "upper", flat)
+                link_tree(f"{self.root}/{record.parent_id}/{ROOT}", flat)
+                lay_over(f"{directory}/upper", flat)
                 self._flush(directory)
 
-                def ready(place: Path, found: Record) -> None:
+                def ready(place: str, found: Record) -> None:
                     self._refuse_mounted(place, found)
-                    if (place / ROOT).exists():  # of a commit that was killed
-                        remove_tree(place / ROOT)
-                    os.rename(flat, place / ROOT)
+                    if os.path.exists(f"{place}/{ROOT}"):  # of a commit that was killed
+                        remove_tree(f"{place}/{ROOT}")
+                    os.rename(flat, f"{place}/{ROOT}")
 
                 self.catalog.commit(name, key, ready, self._seal)
             finally:
-                if flat.exists():
+                if os.path.exists(flat):
                     remove_tree(flat)
 
     def changes(self, key: str) -> Changes:
         """Return a snapshot's changes: by walking its upper, or its tree and its parent's once it is committed."""
-        if self.catalog.get(key).kind is SnapshotKind.COMMITTED:
+        if self.catalog.get(key).kind == SnapshotKind.COMMITTED:
             return DefaultSnapshotter.changes(self, key)
         return super().changes(key)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _lowers(self, record: Record) -> list[Path]:
-        return [] if record.parent_id is None else [self.root / record.parent_id / ROOT]
+    def _lowers(self, record: Record) -> list[str]:
+        return [] if record.parent_id is None else [f"{self.root}/{record.parent_id}/{ROOT}"]
 
     @contextmanager
     def _below(self, record: Record) -> Iterator[LowerStack]:
@@ -151,20 +151,20 @@ class LinkedStack(LowerStack):
     def count_links(self, found: Found) -> int:
         """Count a file's names inside the tree."""
         if self._names is None:
-            self._names = count_names(Path(os.fsdecode(self.layers[0])))
+            self._names = count_names(os.fsdecode(self.layers[0]))
         return self._names[found.stat.st_ino]
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: str) -> None:
     """Make a directory, 0755 whatever the umask."""
-    path.mkdir()
+    os.mkdir(path)
     os.chmod(path, 0o755)  # noqa: S103
 
 
-def walk_stats(top: Path) -> Iterator[os.stat_result]:
+def walk_stats(top: str) -> Iterator[os.stat_result]:
     """Yield the stat of everything in a tree, its top first."""
     yield os.lstat(top)
-    pending = [os.fspath(top)]
+    pending = [top]
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
@@ -174,12 +174,12 @@ def walk_stats(top: Path) -> Iterator[os.stat_result]:
                 yield found
 
 
-def count_names(top: Path) -> Counter[int]:
+def count_names(top: str) -> Counter[int]:
     """Count the names of every inode in a tree that isn't a directory."""
     return Counter(found.st_ino for found in walk_stats(top) if not stat.S_ISDIR(found.st_mode))
 
 
-def link_tree(source: Path, target: Path) -> None:
+def link_tree(source: str, target: str) -> None:
     """Make a tree of new directories and hard links; directories keep their metadata."""
     directories: list[tuple[bytes, bytes]] = []
     pending = [(os.fsencode(source), os.fsencode(target))]
@@ -198,7 +198,7 @@ def link_tree(source: Path, target: Path) -> None:
         copy_metadata(old, os.stat(old), new)
 
 
-def lay_over(upper: Path, tree: Path) -> None:
+def lay_over(upper: str, tree: str) -> None:
     """Apply an overlay's upper to a tree of links: whiteouts delete, files are linked, directories get its metadata."""
     descriptor = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -241,7 +241,7 @@ def clear_place(entry: Entry, place: bytes) -> None:
     if merges and not entry.flags & FLAG_OPAQUE:
         return
     if stat.S_ISDIR(found.st_mode):
-        remove_tree(Path(os.fsdecode(place)))
+        remove_tree(os.fsdecode(place))
     else:
         os.unlink(place)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, translate_os_error
 from pylayers.record import record
 from pylayers.snapshot.catalog import RECORD_FILE, explain_version
 from pylayers.snapshot.snapshotter import Probe, Snapshotter
-from pylayers.store.file import remove_tree
+from pylayers.store.file import read_text, remove_file, remove_tree, write_text
 from pylayers.store.mountpoint import detach_below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, Protocol
+
+    from _typeshed import StrPath
 else:
     Protocol = object
 
@@ -40,7 +42,7 @@ class DriverStatus:
 class Implementation(Protocol):
     """What a driver's module gives: a driver at its own folder of a data root, and a trial in a directory."""
 
-    def Driver(self, root: Path, /) -> Snapshotter:
+    def Driver(self, root: StrPath, /) -> Snapshotter:
         """Open the driver."""
 
     def probe(self, directory: Path, /) -> Probe:
@@ -64,18 +66,19 @@ DRIVER_ORDER = tuple(MODULES)
 
 def load_implementation(name: str) -> Implementation:
     """Import a driver's module. Raises KeyError for an unknown name."""
-    module: Any = importlib.import_module(MODULES[name])
-    found: Implementation = module
-    return found
+    __import__(MODULES[name])  # importlib would load `warnings` for the same
+    found: Any = sys.modules[MODULES[name]]
+    implementation: Implementation = found
+    return implementation
 
 
-def list_drivers(root: Path) -> list[DriverStatus]:
+def list_drivers(root: StrPath) -> list[DriverStatus]:
     """Probe every driver on a data root, in the order of preference. Takes some milliseconds."""
     with _probe_directory(root) as scratch:
         return [_status(root, name, scratch) for name in DRIVER_ORDER]
 
 
-def probe_driver(root: Path, name: str) -> DriverStatus:
+def probe_driver(root: StrPath, name: str) -> DriverStatus:
     """Probe one driver on a data root. Raises InvalidInput for an unknown name."""
     check_name(name)
     with _probe_directory(root) as scratch:
@@ -89,7 +92,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def choose_driver(root: Path, requested: str | None = None) -> str:
+def choose_driver(root: StrPath, requested: str | None = None) -> str:
     """Name the driver for a data root.
 
     What was asked for (the argument, else PYLAYERS_DRIVER) must work, and mustn't leave another driver's data behind;
@@ -125,7 +128,7 @@ def choose_driver(root: Path, requested: str | None = None) -> str:
     raise DriverError(f"no storage driver works in {root}: {'; '.join(reasons)}", hint="pylayers driver ls")
 
 
-def _other_data(root: Path, wanted: str, with_data: Sequence[str]) -> Conflict:
+def _other_data(root: StrPath, wanted: str, with_data: Sequence[str]) -> Conflict:
     """Say what to do about a wish for a driver without data in a root that has another's."""
     moves = " && ".join(f"pylayers driver migrate {name} {wanted}" for name in with_data)
     drivers = f"driver {with_data[0]}" if len(with_data) == 1 else f"drivers {', '.join(with_data)}"
@@ -135,7 +138,7 @@ def _other_data(root: Path, wanted: str, with_data: Sequence[str]) -> Conflict:
     )
 
 
-def _explain_several(root: Path, with_data: Sequence[str]) -> str:
+def _explain_several(root: StrPath, with_data: Sequence[str]) -> str:
     """Say how to come back to one driver: by ending a migration that was interrupted, or by one."""
     for name in with_data:
         target = migration_target(root, name)
@@ -145,25 +148,25 @@ def _explain_several(root: Path, with_data: Sequence[str]) -> str:
     return f"choose one with --driver or {DRIVER_VARIABLE}, or move all to one with: {ways}"
 
 
-def mark_migration(root: Path, name: str, target: str) -> None:
+def mark_migration(root: StrPath, name: str, target: str) -> None:
     """Note in a driver's folder where its snapshots are being moved to; "" ends that."""
-    path = root / name / MIGRATION_FILE
+    path = f"{root}/{name}/{MIGRATION_FILE}"
     if target:
-        path.write_text(f"{target}\n")
+        write_text(path, f"{target}\n")
     else:
-        path.unlink(missing_ok=True)
+        remove_file(path, durable=False)
 
 
-def migration_target(root: Path, name: str) -> str:
+def migration_target(root: StrPath, name: str) -> str:
     """Name the driver that a driver's snapshots are being moved to, "" for none."""
     try:
-        target = (root / name / MIGRATION_FILE).read_text("utf-8", "replace").strip()
+        target = read_text(f"{root}/{name}/{MIGRATION_FILE}").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return target if target in DRIVER_ORDER else ""
 
 
-def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
+def open_snapshotter(root: StrPath, requested: str | None = None) -> Snapshotter:
     """Choose the driver of a data root and open it at <root>/<driver>."""
     name = choose_driver(root, requested)
     opened = open_driver(root, name)
@@ -172,46 +175,46 @@ def open_snapshotter(root: Path, requested: str | None = None) -> Snapshotter:
     return opened
 
 
-def open_driver(root: Path, name: str) -> Snapshotter:
+def open_driver(root: StrPath, name: str) -> Snapshotter:
     """Open a driver at <root>/<driver>, whatever else is there; what killed processes were unpacking goes."""
-    driver = load_implementation(name).Driver(root / name)
+    driver = load_implementation(name).Driver(f"{root}/{name}")
     driver.sweep()
     return driver
 
 
-def has_data(root: Path, name: str) -> bool:
+def has_data(root: StrPath, name: str) -> bool:
     """Tell whether a driver's directory holds snapshots."""
     try:
-        with os.scandir(root / name / "by-name") as entries:
+        with os.scandir(f"{root}/{name}/by-name") as entries:
             return any(os.path.exists(f"{entry.path}/{RECORD_FILE}") for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def is_tried(root: Path, name: str) -> bool:
+def is_tried(root: StrPath, name: str) -> bool:
     """Tell whether a driver with data here was seen to work since this machine started, by this user and in this place.
 
     A trial takes longer than most of what it comes before; what fails later is named when it is mounted.
     """
     try:
-        return (root / name / TRIED_FILE).read_text() == _describe_trial(root)
+        return read_text(f"{root}/{name}/{TRIED_FILE}") == _describe_trial(root)
     except OSError:
         return False
 
 
-def note_tried(root: Path, name: str) -> None:
+def note_tried(root: StrPath, name: str) -> None:
     """Note that a driver works here, where that can be written."""
     with suppress(OSError):
-        (root / name / TRIED_FILE).write_text(_describe_trial(root))
+        write_text(f"{root}/{name}/{TRIED_FILE}", _describe_trial(root))
 
 
-def _describe_trial(root: Path) -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def _describe_trial(root: StrPath) -> str:
+    boot = read_text("/proc/sys/kernel/random/boot_id").strip()
     found = os.stat(root)
     return f"{boot} {found.st_dev} {found.st_ino} {os.geteuid()}\n"
 
 
-def require_driver(root: Path, name: str, why: str) -> None:
+def require_driver(root: StrPath, name: str, why: str) -> None:
     """Try a driver that has to work. Raises DriverError with the reason when it doesn't."""
     with _probe_directory(root) as scratch:
         found = _probe(name, scratch)
@@ -221,8 +224,8 @@ def require_driver(root: Path, name: str, why: str) -> None:
         )
 
 
-def _status(root: Path, name: str, scratch: Path) -> DriverStatus:
-    stranger = explain_version(root / name)
+def _status(root: StrPath, name: str, scratch: Path) -> DriverStatus:
+    stranger = explain_version(f"{root}/{name}")
     found = Probe(False, stranger) if stranger else _probe(name, scratch)
     return DriverStatus(name, found, has_data(root, name))
 
@@ -237,9 +240,11 @@ def _probe(name: str, scratch: Path) -> Probe:
 
 
 @contextmanager
-def _probe_directory(root: Path) -> Iterator[Path]:
+def _probe_directory(root: StrPath) -> Iterator[Path]:
     """Give a directory to try things in, on the data root's own file system; drop those of processes that are gone."""
-    above = root / "tmp"
+    from pathlib import Path
+
+    above = Path(root, "tmp")
     try:
         above.mkdir(parents=True, exist_ok=True)
         _sweep_probes(above)
@@ -257,6 +262,7 @@ def _probe_directory(root: Path) -> Iterator[Path]:
 def _claim_probe(above: Path) -> tuple[Path, int]:
     """Make a directory under a flock, which tells others that its maker lives."""
     import tempfile
+    from pathlib import Path
 
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=PROBING, dir=above))

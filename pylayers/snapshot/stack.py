@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from pylayers.errors import DriverError
 from pylayers.snapshot.catalog import PROJECT, PROJECTS, Record
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.lower import LowerStack, copy_metadata
 from pylayers.snapshot.snapshotter import Changes, Mount, SnapshotKind
-from pylayers.store.file import remove_tree, sync_path
+from pylayers.store.file import read_text, remove_file, remove_tree, sync_path, write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _typeshed import StrPath
+
     from pylayers.store.entry import EntryTable
     from pylayers.store.layer import Layer
 
-OVERLAY_PARAMETERS = Path("/sys/module/overlay/parameters")
+OVERLAY_PARAMETERS = "/sys/module/overlay/parameters"
 # Each of these would put marks into the upper that a layer tar cannot carry.
 DISABLED_FEATURES = ("redirect_dir", "metacopy", "index")
 
@@ -36,71 +37,74 @@ class StackSnapshotter(DefaultSnapshotter):
     writable = ("diff", "work")  # the directories that a mounted active snapshot writes to
     user_marks = False  # whiteouts and opaque directories are kept in names that users may set, not in trusted ones
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: StrPath) -> None:
         """Open the driver's directory, making it when needed, and drop what a crash left half-made."""
         super().__init__(root)
         with translated(f"open the snapshots in {self.root}"):
-            (self.root / "l").mkdir(mode=0o700, exist_ok=True)
+            if not os.path.isdir(f"{self.root}/l"):
+                os.makedirs(f"{self.root}/l", 0o700, exist_ok=True)
             self._sweep_limits()
         self._options = overlay_options()
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
-        (directory / "link").write_text(self._link(f"{record.id}/diff"))
-        diff = directory / "diff"
-        diff.mkdir()
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
+        write_text(f"{directory}/link", self._link(f"{record.id}/diff"))
+        diff = f"{directory}/diff"
+        os.mkdir(diff)
         os.chmod(diff, 0o755)  # noqa: S103 - whatever the umask
-        (directory / "work").mkdir(mode=0o700)
-        (directory / "merged").mkdir(mode=0o700)
+        os.mkdir(f"{directory}/work", 0o700)
+        os.mkdir(f"{directory}/merged", 0o700)
         if parent is not None:
             above = self.catalog.directory(parent)
             lower = self._own(above)
-            if (above / "lower").exists():
-                lower.append((above / "lower").read_text())
-            (directory / "lower").write_text(":".join(lower))
+            with suppress(FileNotFoundError):  # it is at the bottom
+                lower.append(read_text(f"{above}/lower"))
+            write_text(f"{directory}/lower", ":".join(lower))
             # The merged root shows the upper's metadata, so the upper starts with the parent's.
-            top = os.fsencode(above / "diff")
+            top = os.fsencode(f"{above}/diff")
             copy_metadata(top, os.stat(top), os.fsencode(diff))
 
-    def _flush(self, directory: Path) -> None:
+    def _flush(self, directory: str) -> None:
         """Write the few files of an empty snapshot to the disk; the whole file system for one with content."""
-        if any(os.scandir(directory / "diff")):
+        if any(os.scandir(f"{directory}/diff")):
             super()._flush(directory)
             return
         for name in ("link", "lower", "diff"):
-            if (directory / name).exists():
-                sync_path(directory / name)
+            if os.path.exists(f"{directory}/{name}"):
+                sync_path(f"{directory}/{name}")
         sync_path(directory)
-        sync_path(self.root / "l")
+        sync_path(f"{self.root}/l")
 
-    def _discard(self, directory: Path) -> None:
-        self._unlink(directory / "link")
-        if (directory / PROJECT).exists():
+    def _discard(self, directory: str) -> None:
+        self._unlink(f"{directory}/link")
+        if os.path.exists(f"{directory}/{PROJECT}"):
+            from pathlib import Path
+
             from pylayers.snapshot.projectquota import release_project
 
-            release_project(self.root, directory)
+            release_project(Path(self.root), Path(directory))
 
-    def _seal(self, directory: Path) -> None:
-        (directory / "committed").touch(mode=0o600)
+    def _seal(self, directory: str) -> None:
+        os.close(os.open(f"{directory}/committed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         for unneeded in ("work", "merged"):
-            if (directory / unneeded).exists():
-                remove_tree(directory / unneeded)
+            if os.path.exists(f"{directory}/{unneeded}"):
+                remove_tree(f"{directory}/{unneeded}")
 
-    def _content(self, record: Record) -> Path:
-        return self.catalog.directory(record) / "diff"
+    def _content(self, record: Record) -> str:
+        return f"{self.catalog.directory(record)}/diff"
 
     def _mounts(self, record: Record) -> list[Mount]:
         directory = self.catalog.directory(record)
         lowers = self._lowers(record)
-        if record.kind is SnapshotKind.VIEW:
+        if record.kind == SnapshotKind.VIEW:
             if len(lowers) > 1:
-                return [Mount("overlay", lowers=tuple(map(str, lowers)), options=self._options, readonly=True)]
-            return [Mount("bind", source=str(lowers[0].resolve() if lowers else directory / "diff"), readonly=True)]
+                return [Mount("overlay", lowers=tuple(lowers), options=self._options, readonly=True)]
+            return [Mount("bind", source=os.path.realpath(lowers[0]) if lowers else f"{directory}/diff", readonly=True)]
         if not lowers:
-            return [Mount("bind", source=str(directory / "diff"))]
-        upper, work = str(directory / "diff"), str(directory / "work")
-        return [Mount("overlay", lowers=tuple(map(str, lowers)), upper=upper, work=work, options=self._options)]
+            return [Mount("bind", source=f"{directory}/diff")]
+        upper, work = f"{directory}/diff", f"{directory}/work"
+        return [Mount("overlay", lowers=tuple(lowers), upper=upper, work=work, options=self._options)]
 
     # -- shorter ways than the derived ones --------------------------------------------------------------------
 
@@ -145,58 +149,63 @@ class StackSnapshotter(DefaultSnapshotter):
 
     def limit(self, key: str, size_bytes: int) -> None:
         """Limit an active snapshot by a project quota of the xfs below. Raises Unsupported on any other file system."""
+        from pathlib import Path
+
         from pylayers.snapshot.projectquota import limit_directories
 
         record = self._active(key)
         directory = self.catalog.directory(record)
-        names = {self._content(record).name, *self.writable}
+        names = {os.path.basename(self._content(record)), *self.writable}
         with translated(f"limit snapshot {key!r}"):
-            limit_directories(self.root, directory, [name for name in names if (directory / name).exists()], size_bytes)
+            found = [name for name in names if os.path.exists(f"{directory}/{name}")]
+            limit_directories(Path(self.root), Path(directory), found, size_bytes)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _sweep_limits(self) -> None:
         """Clear the size limits of snapshots that are gone."""
-        if (self.root / PROJECTS).exists():
+        if os.path.exists(f"{self.root}/{PROJECTS}"):
+            from pathlib import Path
+
             from pylayers.snapshot.projectquota import sweep_projects
 
-            sweep_projects(self.root)
+            sweep_projects(Path(self.root))
 
-    def _unlink(self, path: Path) -> None:
+    def _unlink(self, path: str) -> None:
         """Drop the short name that a file holds."""
         try:
-            short = path.read_text()
+            short = read_text(path)
         except FileNotFoundError:
             return
         if short:
-            (self.root / "l" / short).unlink(missing_ok=True)
+            remove_file(f"{self.root}/l/{short}", durable=False)
 
     def _link(self, place: str) -> str:
         """Make a short name for a directory of a snapshot that is about to appear."""
         while True:
             short = os.urandom(6).hex()
             try:
-                os.symlink(f"../{place}", self.root / "l" / short)
+                os.symlink(f"../{place}", f"{self.root}/l/{short}")
             except FileExistsError:
                 continue
             return short
 
-    def _own(self, directory: Path) -> list[str]:
+    def _own(self, directory: str) -> list[str]:
         """Name what a committed snapshot adds to its children's lowers, topmost first."""
-        return [f"l/{(directory / 'link').read_text()}"]
+        return [f"l/{read_text(f'{directory}/link')}"]
 
     @contextmanager
     def _below(self, record: Record) -> Iterator[LowerStack]:
         """Show the layers below a snapshot without an overlay."""
-        yield LowerStack([lower.resolve() for lower in self._lowers(record)])
+        yield LowerStack([os.path.realpath(lower) for lower in self._lowers(record)])
 
-    def _lowers(self, record: Record) -> list[Path]:
+    def _lowers(self, record: Record) -> list[str]:
         """List the layers below, topmost first, by their short names."""
         if record.parent_id is None:
             return []
-        return [self.root / link for link in read_chain(self.catalog.directory(record), record)]
+        return [f"{self.root}/{link}" for link in read_chain(self.catalog.directory(record), record)]
 
-    def _make_implicit(self, table: EntryTable, below: LowerStack, diff: Path) -> None:
+    def _make_implicit(self, table: EntryTable, below: LowerStack, diff: str) -> None:
         """Make the directories that the layer only passes through as the parent shows them.
 
         Unpacking leaves an existing directory as it is; without this it would make them 0755 root, and the upper's
@@ -219,10 +228,10 @@ class StackSnapshotter(DefaultSnapshotter):
             copy_metadata(found.path, found.stat, target)
 
 
-def read_chain(directory: Path, record: Record) -> list[str]:
+def read_chain(directory: str, record: Record) -> list[str]:
     """Read the short names of the layers below a snapshot with a parent, topmost first."""
     try:
-        return (directory / "lower").read_text().split(":")
+        return read_text(f"{directory}/lower").split(":")
     except FileNotFoundError as error:
         raise DriverError(f"snapshot {record.name!r} has lost its list of parents ({error.filename})") from error
 
@@ -232,7 +241,7 @@ def overlay_options() -> tuple[str, ...]:
 
     Where the module isn't loaded yet, every kernel since 4.19 knows them all.
     """
-    if OVERLAY_PARAMETERS.is_dir():
+    if os.path.isdir(OVERLAY_PARAMETERS):
         known = set(os.listdir(OVERLAY_PARAMETERS))
     else:
         release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])

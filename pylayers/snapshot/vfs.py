@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pylayers._native import copyup
-from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.catalog import CHILDREN, Record
 from pylayers.snapshot.default import DefaultSnapshotter
 from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind
 from pylayers.store.file import remove_tree
@@ -21,28 +21,28 @@ class Driver(DefaultSnapshotter):
 
     name = "vfs"
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
-        if record.kind is SnapshotKind.VIEW and parent is not None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
+        if record.kind == SnapshotKind.VIEW and parent is not None:
             return
-        tree = directory / "tree"
-        tree.mkdir()
+        tree = f"{directory}/tree"
+        os.mkdir(tree)
         os.chmod(tree, 0o755)  # noqa: S103 - whatever the umask
         if parent is not None:
             copy_directory(self._content(parent), tree)
 
     def _mounts(self, record: Record) -> list[Mount]:
-        return [Mount("bind", source=str(self._tree(record)), readonly=record.kind is SnapshotKind.VIEW)]
+        return [Mount("bind", source=self._tree(record), readonly=record.kind == SnapshotKind.VIEW)]
 
-    def _content(self, record: Record) -> Path:
+    def _content(self, record: Record) -> str:
         """Name the tree; a view of a parent has no files of its own, only its bookkeeping directory."""
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
-            return self.catalog.directory(record) / "children"
-        return self.catalog.directory(record) / "tree"
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
+            return f"{self.catalog.directory(record)}/{CHILDREN}"
+        return f"{self.catalog.directory(record)}/tree"
 
-    def _tree(self, record: Record) -> Path:
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
-            return self.root / record.parent_id / "tree"
-        return self.catalog.directory(record) / "tree"
+    def _tree(self, record: Record) -> str:
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
+            return f"{self.root}/{record.parent_id}/tree"
+        return f"{self.catalog.directory(record)}/tree"
 
     def _open_tree(self, record: Record) -> int:
         return os.open(self._tree(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -55,7 +55,7 @@ class Driver(DefaultSnapshotter):
         return record.settled_ns if record.parent_id is not None else 0
 
 
-def copy_directory(source: Path, target: Path) -> None:
+def copy_directory(source: Path | str, target: Path | str) -> None:
     """Copy a tree, the top's own metadata included."""
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

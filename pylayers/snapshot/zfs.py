@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pylayers.errors import Conflict, DriverError, InvalidInput, NoSpace, PermissionDenied, PylayersError
 from pylayers.snapshot.backing import is_rootless
-from pylayers.snapshot.catalog import MAKING, REMOVING, Record
+from pylayers.snapshot.catalog import CHILDREN, MAKING, REMOVING, Record
 from pylayers.snapshot.changeset import disk_usage
 from pylayers.snapshot.default import DefaultSnapshotter, translated
 from pylayers.snapshot.mount import mounted
@@ -72,8 +72,8 @@ class Driver(DefaultSnapshotter):
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _make(self, directory: Path, record: Record, parent: Record | None) -> None:
-        if record.kind is SnapshotKind.VIEW and parent is not None:
+    def _make(self, directory: str, record: Record, parent: Record | None) -> None:
+        if record.kind == SnapshotKind.VIEW and parent is not None:
             return
         dataset = self._dataset(record.id)
         point = "legacy"
@@ -86,7 +86,7 @@ class Driver(DefaultSnapshotter):
             run_zfs("create", *_spell((*options, *NAME_OPTIONS)), dataset)
             return
         origin = self._dataset(parent.id) + LAYER
-        frozen = self.catalog.directory(parent) / FROZEN
+        frozen = Path(self.catalog.directory(parent), FROZEN)
         if not frozen.exists():
             _take_snapshot(origin)
             frozen.touch()
@@ -98,8 +98,8 @@ class Driver(DefaultSnapshotter):
             _take_snapshot(origin)  # somebody destroyed it; the parent's files are what they were
             run_zfs("clone", *_spell(options), origin, dataset)
 
-    def _discard(self, directory: Path) -> None:
-        identity = directory.name[-32:]
+    def _discard(self, directory: str) -> None:
+        identity = directory[-32:]
         try:
             if self._has_dataset(identity):
                 destroy_dataset(self._dataset(identity))
@@ -110,17 +110,17 @@ class Driver(DefaultSnapshotter):
                 (self._points / identity).rmdir()
 
     def _mounts(self, record: Record) -> list[Mount]:
-        readonly = record.kind is SnapshotKind.VIEW
+        readonly = record.kind == SnapshotKind.VIEW
         identity = self._tree_of(record)
         if self._fuse:
             return [Mount("bind", source=str(self._mounted_point(identity)), readonly=readonly)]
         return [Mount("zfs", source=self._dataset(identity), readonly=readonly)]
 
-    def _content(self, record: Record) -> Path:
+    def _content(self, record: Record) -> str:
         """Name the directory that zfs-fuse shows; a view of a parent has no files of its own."""
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
-            return self.catalog.directory(record) / "children"
-        return self._mounted_point(record.id)
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
+            return f"{self.catalog.directory(record)}/{CHILDREN}"
+        return str(self._mounted_point(record.id))
 
     def _untouched_before_ns(self, record: Record) -> int:
         """A clone keeps its files' ctimes, so whatever has an older one than its making was not changed since."""
@@ -133,7 +133,7 @@ class Driver(DefaultSnapshotter):
     def usage(self, key: str) -> Usage:
         """Count the bytes that only this dataset holds, and its inodes. Walks it. Raises NotFound."""
         record = self.catalog.get(key)
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
             return Usage(0, 1)
         with translated(f"count the usage of snapshot {key!r}"):
             descriptor = self._open_own(record)
@@ -161,7 +161,7 @@ class Driver(DefaultSnapshotter):
     @staticmethod
     def _tree_of(record: Record) -> str:
         """Name the snapshot whose dataset shows a snapshot's files."""
-        if record.kind is SnapshotKind.VIEW and record.parent_id is not None:
+        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
             return record.parent_id
         return record.id
 
@@ -195,7 +195,7 @@ class Driver(DefaultSnapshotter):
         run_zfs("destroy", mark)
         return int(read_property(dataset, "used"))
 
-    def _refuse_mounted(self, _directory: Path, record: Record) -> None:
+    def _refuse_mounted(self, _directory: str, record: Record) -> None:
         dataset = self._dataset(record.id)
         own = os.path.realpath(self._points / record.id)
         for line in read_mount_table().splitlines():
@@ -210,7 +210,8 @@ class Driver(DefaultSnapshotter):
             if owner != self._owner or len(identity) != 32:
                 continue
             # Asked in the order in which a snapshot gets these names, so that none slips by.
-            if any((self.root / name).exists() for name in (MAKING + identity, identity, REMOVING + identity)):
+            names = (MAKING + identity, identity, REMOVING + identity)
+            if any(os.path.exists(f"{self.root}/{name}") for name in names):
                 continue
             try:
                 destroy_dataset(dataset)

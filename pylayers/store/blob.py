@@ -6,17 +6,18 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from types import TracebackType
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound
 from pylayers.oci.digest import check_digest, choose_sha256, digest_hex, digest_of
 from pylayers.record import record
-from pylayers.store.file import CHECK_HINT, remove_file, sync_path, translates, translating, write_all
+from pylayers.store.file import CHECK_HINT, read_file, remove_file, sync_path, translates, translating, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO
+
+    from _typeshed import StrPath
 
     from pylayers.store.lease import Lease
     from pylayers.store.workspace import Workspace
@@ -36,9 +37,9 @@ class BlobStat:
 class VerifiedReader(io.RawIOBase):
     """Read a file and compare its digest at the end; the last read raises IntegrityError instead of ending."""
 
-    def __init__(self, path: Path, digest: str) -> None:
+    def __init__(self, path: str, digest: str) -> None:
         super().__init__()
-        self._file = path.open("rb", buffering=0)
+        self._file = io.FileIO(path)
         self._path = path
         self._digest = digest
         self._hasher = choose_sha256(os.fstat(self._file.fileno()).st_size)()
@@ -68,7 +69,7 @@ class BlobWriter:
     """Take a blob's bytes; nothing is visible until commit. Leaving the context without it drops them."""
 
     def __init__(
-        self, store: BlobStore, scratch: Path, expected_digest: str | None, size_bytes: int | None, lease: Lease | None
+        self, store: BlobStore, scratch: str, expected_digest: str | None, size_bytes: int | None, lease: Lease | None
     ) -> None:
         self._store = store
         self.scratch = scratch
@@ -119,7 +120,7 @@ class BlobWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            self.scratch.unlink(missing_ok=True)
+            remove_file(self.scratch, durable=False)
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -133,23 +134,23 @@ class BlobWriter:
 class BlobStore:
     """Keep blobs in image/blobs/sha256/<hex>."""
 
-    def __init__(self, directory: Path, workspace: Workspace, admit: Admit) -> None:
-        self._directory = directory
+    def __init__(self, directory: StrPath, workspace: Workspace, admit: Admit) -> None:
+        self._directory = os.fspath(directory)
         self._workspace = workspace
         self._admit = admit
 
-    def path(self, digest: str) -> Path:
+    def path(self, digest: str) -> str:
         """Return where a blob lies, whether it exists or not."""
-        return self._directory / digest_hex(digest)
+        return f"{self._directory}/{digest_hex(digest)}"
 
     def exists(self, digest: str) -> bool:
         """Tell whether a blob is stored."""
-        return self.path(digest).is_file()
+        return os.path.isfile(self.path(digest))
 
     def stat(self, digest: str) -> BlobStat:
         """Describe a blob. Raises NotFound."""
         try:
-            return BlobStat(digest, self.path(digest).stat().st_size)
+            return BlobStat(digest, os.stat(self.path(digest)).st_size)
         except FileNotFoundError:
             raise NotFound(f"blob {digest} is not stored") from None
 
@@ -172,7 +173,7 @@ class BlobStore:
             raise InvalidInput(f"blob {digest}: {size_bytes} bytes, more than the limit of {limit_bytes}")
         path = self.path(digest)
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except FileNotFoundError:
             raise NotFound(f"blob {digest} is not stored") from None
         found = digest_of(content)
@@ -216,7 +217,7 @@ class BlobStore:
     def _holds(self, digest: str, content: bytes, lease: Lease | None) -> bool:
         with self._admit("blob", digest, lease):
             try:
-                return self.path(digest).read_bytes() == content
+                return read_file(self.path(digest)) == content
             except FileNotFoundError:
                 return False
 
@@ -234,7 +235,7 @@ class BlobStore:
             except (InvalidInput, NotFound):
                 continue  # not a blob's name, or removed meanwhile
 
-    def _adopt(self, scratch: Path, digest: str, lease: Lease | None) -> None:
+    def _adopt(self, scratch: str, digest: str, lease: Lease | None) -> None:
         with self._admit("blob", digest, lease):
             # rename replaces an equal blob, and heals a damaged one.
             os.rename(scratch, self.path(digest))

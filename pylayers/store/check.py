@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pylayers.errors import IntegrityError, InvalidInput, NotFound, PylayersError
@@ -36,7 +35,7 @@ class Problem:
 
 def check(store: Store, *, repair: bool) -> list[Problem]:
     """Run every check, from the bytes up, so that a repair's own consequences are found by the next one."""
-    problems = [Problem("database", str(store.metadata.path), message) for message in store.metadata.database.check()]
+    problems = [Problem("database", store.metadata.path, message) for message in store.metadata.database.check()]
     problems += _check_strangers(store, repair)
     problems += _check_blobs(store, repair)
     problems += _check_layers(store, repair)
@@ -53,26 +52,31 @@ def check(store: Store, *, repair: bool) -> list[Problem]:
 def _check_strangers(store: Store, repair: bool) -> Iterator[Problem]:
     """Find what an interrupted atomic write left beside its target, and names that are no digest."""
     image = store.root / "image"
-    kept = (image / "blobs" / "sha256", image / "layers" / "sha256")
+    kept = (f"{image}/blobs/sha256", f"{image}/layers/sha256")
     for folder in (*kept, *(mirror.directory for mirror in _mirrors(store))):
-        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            path = f"{folder}/{name}"
             stale = name.startswith(".")
             if stale or (folder in kept and not is_digest(f"sha256:{name}")):
                 if stale and repair:
-                    remove_tree(folder / name)
+                    remove_tree(path)
                 message = "left by an interrupted write" if stale else "not named by a digest"
-                yield Problem("file", str(folder / name), message, stale and repair)
+                yield Problem("file", path, message, stale and repair)
     for diff_id in store.layers.walk():
-        for path in sorted(store.layers.path(diff_id).glob(".layer.idx-*")):
+        directory = store.layers.path(diff_id)
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            if not name.startswith(".layer.idx-"):
+                continue
+            path = f"{directory}/{name}"
             if repair:
-                path.unlink(missing_ok=True)
-            yield Problem("file", str(path), "left by an interrupted write", repair)
+                remove_file(path, durable=False)
+            yield Problem("file", path, "left by an interrupted write", repair)
 
 
 def _check_blobs(store: Store, repair: bool) -> Iterator[Problem]:
     for blob in store.blobs.walk():
         try:
-            with store.blobs.path(blob.digest).open("rb") as stream:
+            with open(store.blobs.path(blob.digest), "rb") as stream:
                 found = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
         except FileNotFoundError:
             continue  # removed meanwhile
@@ -87,7 +91,7 @@ def _check_layers(store: Store, repair: bool) -> Iterator[Problem]:
         try:
             store.layers.verify_tar(diff_id)
         except (IntegrityError, NotFound) as error:
-            if not store.layers.path(diff_id).is_dir():
+            if not os.path.isdir(store.layers.path(diff_id)):
                 continue  # removed meanwhile
             if repair:
                 store.layers.delete(diff_id)
@@ -105,8 +109,8 @@ def _reindex(store: Store, diff_id: str) -> bool:
 
     try:
         path = store.layers.make_whole(diff_id)
-        with path.open("rb") as tar:
-            records, heap = index_tar(tar.fileno(), os.fstat(tar.fileno()).st_size, str(path))
+        with open(path, "rb") as tar:
+            records, heap = index_tar(tar.fileno(), os.fstat(tar.fileno()).st_size, path)
         store.layers.replace_index(diff_id, EntryTable(records, heap), b"")
     except IntegrityError:
         return False
@@ -121,7 +125,7 @@ def _mirrors(store: Store) -> tuple[Mirror, ...]:
 def _check_mirrors(store: Store, repair: bool) -> Iterator[Problem]:
     """Hold the files of each row against the database, which is the truth."""
     metadata = store.metadata
-    expected: dict[Path, Callable[[], None]] = {}
+    expected: dict[str, Callable[[], None]] = {}
     for name, digest in metadata.references.walk():
         expected[metadata.references.mirror.path(name)] = lambda n=name, d=digest: metadata.references.set(n, d)  # type: ignore[misc]
     for image in metadata.images.walk():
@@ -133,19 +137,19 @@ def _check_mirrors(store: Store, repair: bool) -> Iterator[Problem]:
         if path not in expected:
             if repair:
                 remove_file(path)
-            yield Problem("record", str(path), "the database does not have it", repair)
+            yield Problem("record", path, "the database does not have it", repair)
         elif found.get(path) is None:
             if repair:
                 remove_file(path)
                 expected[path]()
-            yield Problem("record", str(path), "missing or unreadable", repair)
+            yield Problem("record", path, "missing or unreadable", repair)
     current = dict(metadata.references.walk())
     for path, fields in metadata.references.mirror.walk():
         name = fields.text("name") if fields is not None else ""
         if fields is not None and name in current and fields.text("digest") != current[name]:
             if repair:
                 metadata.references.set(name, current[name])
-            yield Problem("record", str(path), f"names {fields.text('digest')}, not {current[name]}", repair)
+            yield Problem("record", path, f"names {fields.text('digest')}, not {current[name]}", repair)
 
 
 def _check_images(store: Store) -> Iterator[Problem]:
@@ -176,9 +180,10 @@ def rebuild(store: Store) -> None:
     """Fill a new database from the files, then put it in the old one's place. Runs under the exclusive store lock."""
     metadata = store.metadata
     metadata.close()
-    fresh_path = metadata.path.with_name("rebuilt.db")
+    directory = os.path.dirname(metadata.path)
+    fresh_path = f"{directory}/rebuilt.db"
     for suffix in ("", "-wal", "-shm"):
-        fresh_path.with_name(fresh_path.name + suffix).unlink(missing_ok=True)
+        remove_file(fresh_path + suffix, durable=False)
     fresh = Database(fresh_path)
     try:
         with fresh.write():
@@ -191,9 +196,9 @@ def rebuild(store: Store) -> None:
         fresh.close()  # the last close moves the log into the file
     # A log of the old database must never meet the new one.
     for suffix in ("-wal", "-shm"):
-        metadata.path.with_name(metadata.path.name + suffix).unlink(missing_ok=True)
+        remove_file(metadata.path + suffix, durable=False)
     os.rename(fresh_path, metadata.path)
-    sync_path(metadata.path.parent)
+    sync_path(directory)
 
 
 def _restore(mirror: Mirror, restore: Callable[[Fields], None]) -> None:

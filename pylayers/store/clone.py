@@ -5,18 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from pathlib import Path
 
 from pylayers._native import copyup
 from pylayers.store.file import translates, write_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 PIECE_BYTES = 1 << 20
 
 
 @translates("copy a file")
-def clone_file(source: Path, target: Path, *, mode: int = 0o644) -> None:
+def clone_file(source: StrPath, target: StrPath, *, mode: int = 0o644) -> None:
     """Copy a file's data to a new file, which shares no inode with it: writing to one never harms the other."""
-    with source.open("rb") as reading:
+    with open(source, "rb") as reading:
         descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             copyup.copy_file(reading.fileno(), descriptor, os.fstat(reading.fileno()).st_size)

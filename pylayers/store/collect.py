@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pylayers.errors import NotFound, PylayersError
 from pylayers.oci.digest import is_digest
-from pylayers.store.file import allocated_bytes
+from pylayers.store.file import allocated_bytes, read_file
 
 if TYPE_CHECKING:
     from pylayers.store.store import Store
@@ -142,7 +142,7 @@ def _mark_blobs(store: Store, reachable: Reachable, digests: set[str]) -> None:
         try:
             if store.blobs.stat(digest).size_bytes > DOCUMENT_LIMIT_BYTES:
                 continue
-            content = store.blobs.path(digest).read_bytes()
+            content = read_file(store.blobs.path(digest))
             if content[:1] != b"{":
                 continue
             document = parse_manifest(content)

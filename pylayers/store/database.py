@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pylayers.errors import (
     AlreadyExists,
@@ -26,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from typing import Any
+
+    from _typeshed import StrPath
 
     Rows = list[tuple[Any, ...]]
 
@@ -98,9 +99,9 @@ class Database:
     Not to be used in a forked child. Locks are taken before a transaction begins, never within (locking.md).
     """
 
-    def __init__(self, path: Path, *, expected: Callable[[], bool] | None = None) -> None:
+    def __init__(self, path: StrPath, *, expected: Callable[[], bool] | None = None) -> None:
         """Name the file. It is made when missing, unless `expected` says that there must have been one."""
-        self._path = path
+        self._path = os.fspath(path)
         self._expected = expected
         self._mutex = RLock()
         self._connection: sqlite3.Connection | None = None
@@ -110,7 +111,7 @@ class Database:
         if self._connection is None:
             import _sqlite3 as sqlite3
 
-            if self._expected is not None and not self._path.exists() and self._expected():
+            if self._expected is not None and not os.path.exists(self._path) and self._expected():
                 raise IntegrityError(f"{self._path} is missing, though there are images", hint=REBUILD_HINT)
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
@@ -237,7 +238,7 @@ def choose_journal(connection: sqlite3.Connection) -> None:
         time.sleep(BUSY_PAUSE_S)
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
+def migrate(connection: sqlite3.Connection, path: str) -> None:
     """Bring the schema up to date; refuse one that is newer."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == len(MIGRATIONS):
@@ -259,7 +260,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise
 
 
-def translate_sqlite_error(error: sqlite3.Error, path: Path) -> PylayersError:
+def translate_sqlite_error(error: sqlite3.Error, path: str) -> PylayersError:
     """Turn an error of SQLite into the named error a user should see."""
     message = f"{path}: {error}"
     # The low byte of an extended code is the primary one.

@@ -11,12 +11,15 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from pylayers.errors import IntegrityError
 from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer, EntryTable
 from pylayers.store.file import CHECK_HINT, write_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 MAGIC = b"PYLAYIDX"
 VERSION = 1
@@ -39,7 +42,7 @@ class LayerIndex:
     diff_hex: str
     checksum: bytes
 
-    def verify(self, path: Path) -> None:
+    def verify(self, path: StrPath) -> None:
         """Compare the sections with the checksum; raises IntegrityError. Reads the whole file."""
         found = checksum_sections(self.table.records, self.table.heap, self.chunks)
         if found != self.checksum:
@@ -94,7 +97,7 @@ def write_index(
         write_all(descriptor, part)
 
 
-def open_index(path: Path) -> LayerIndex:
+def open_index(path: StrPath) -> LayerIndex:
     """Map a layer.idx. Raises OSError when it cannot be opened, IntegrityError when its header is not believable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -107,7 +110,7 @@ def open_index(path: Path) -> LayerIndex:
     return decode_index(mapping, path)
 
 
-def decode_index(content: memoryview, path: Path) -> LayerIndex:
+def decode_index(content: memoryview, path: StrPath) -> LayerIndex:
     """View the bytes of a layer.idx; `path` is only named in errors."""
 
     def refuse(message: str, offset: int | None = None) -> IntegrityError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from pylayers.record import record
 from pylayers.store.splice import Base, fill_hole, find_base
@@ -21,15 +20,15 @@ class Layer:
 
     diff_id: str  # "sha256:<hex>" of layer.tar
     size_bytes: int  # of layer.tar
-    tar_path: Path
+    tar_path: str
     table: EntryTable
     chunks: Buffer = b""  # packed chunk records (chunking.manifest); empty until the layer was chunked
     base: Base | None = None  # what holds the tar's beginning, where layer.tar has a hole (see store/splice.py)
 
-    def make_whole(self) -> Path:
+    def make_whole(self) -> str:
         """Fill the hole of a spliced layer's tar, and return its path. Raises NoSpace."""
         # Looked for anew: a layer that was made again since this one was opened may have a base, and another one.
-        if find_base(self.tar_path.parent) is not None:
+        if find_base(os.path.dirname(self.tar_path)) is not None:
             fill_hole(self.tar_path)
         return self.tar_path
 

@@ -10,16 +10,17 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from pylayers.errors import IntegrityError, NotFound
 from pylayers.oci.digest import digest_from_hex, digest_hex, is_digest
-from pylayers.store.file import CHECK_HINT, fresh_name, sync_path, translates
+from pylayers.store.file import CHECK_HINT, fresh_name, remove_file, sync_path, translates
 from pylayers.store.layer import INDEX_NAME, TAR_NAME, Layer
 from pylayers.store.splice import fill_hole, find_base, is_same_between, read_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _typeshed import StrPath
+
     from pylayers.store.blob import Admit
     from pylayers.store.entry import Buffer, EntryTable
     from pylayers.store.index import LayerIndex
@@ -32,18 +33,21 @@ if TYPE_CHECKING:
 class LayerStore:
     """Keep layers under their diff_ids. A stored layer never changes."""
 
-    def __init__(self, directory: Path, workspace: Workspace, admit: Admit) -> None:
-        self._directory = directory
+    def __init__(self, directory: StrPath, workspace: Workspace, admit: Admit) -> None:
+        self._directory = os.fspath(directory)
         self._workspace = workspace
         self._admit = admit
 
-    def path(self, diff_id: str) -> Path:
+    def path(self, diff_id: str) -> str:
         """Return a layer's directory, whether it exists or not."""
-        return self._directory / digest_hex(diff_id)
+        return f"{self._directory}/{digest_hex(diff_id)}"
+
+    def _tar(self, diff_id: str) -> str:
+        return f"{self.path(diff_id)}/{TAR_NAME}"
 
     def exists(self, diff_id: str) -> bool:
         """Tell whether a layer is stored. To rely on it, have a lease hold the layer first."""
-        return (self.path(diff_id) / INDEX_NAME).is_file()
+        return os.path.isfile(f"{self.path(diff_id)}/{INDEX_NAME}")
 
     @translates("store a layer")
     def ingest(self, *, lease: Lease | None = None) -> LayerWriter:
@@ -57,7 +61,7 @@ class LayerStore:
         """Open a layer without reading it through. Raises NotFound, IntegrityError when its files disagree."""
         index, size_bytes, base = self._look(diff_id, again=True)
         self._compare(diff_id, index, size_bytes)
-        return Layer(diff_id, size_bytes, self.path(diff_id) / TAR_NAME, index.table, index.chunks, base)
+        return Layer(diff_id, size_bytes, self._tar(diff_id), index.table, index.chunks, base)
 
     def _look(self, diff_id: str, *, again: bool) -> tuple[LayerIndex, int, Base | None]:
         """Open a layer's index and look at its tar."""
@@ -65,9 +69,10 @@ class LayerStore:
 
         directory = self.path(diff_id)
         try:
-            return open_index(directory / INDEX_NAME), (directory / TAR_NAME).stat().st_size, find_base(directory)
+            index = open_index(f"{directory}/{INDEX_NAME}")
+            return index, os.stat(f"{directory}/{TAR_NAME}").st_size, find_base(directory)
         except FileNotFoundError as error:
-            if not directory.is_dir():
+            if not os.path.isdir(directory):
                 raise NotFound(f"layer {diff_id} is not stored") from None
             if again:  # it may have appeared whole since the first look; to call it damaged would have it deleted
                 return self._look(diff_id, again=False)
@@ -85,7 +90,7 @@ class LayerStore:
     def size_bytes(self, diff_id: str) -> int:
         """Return the size of a layer's tar. Raises NotFound."""
         try:
-            return (self.path(diff_id) / TAR_NAME).stat().st_size
+            return os.stat(self._tar(diff_id)).st_size
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None
 
@@ -94,7 +99,7 @@ class LayerStore:
         """Return the states of a tar's sha256 after every 4 MiB, where they were kept and are sound."""
         from pylayers.store.state import STATES_NAME, read_states
 
-        return read_states(self.path(diff_id) / STATES_NAME, digest_hex(diff_id))
+        return read_states(f"{self.path(diff_id)}/{STATES_NAME}", digest_hex(diff_id))
 
     @translates("read a layer's size")
     def stored_bytes(self, diff_id: str, seen: set[int]) -> int:
@@ -102,24 +107,24 @@ class LayerStore:
 
         Raises NotFound.
         """
-        path = self.path(diff_id) / TAR_NAME
+        directory = self.path(diff_id)
         try:
-            own, base = path.stat(), find_base(path.parent)
+            own, base = os.stat(self._tar(diff_id)), find_base(directory)
         except FileNotFoundError:
             raise NotFound(f"layer {diff_id} is not stored") from None
         sizes = {own.st_ino: own.st_size}
         if base is not None:
             with contextlib.suppress(FileNotFoundError):  # filled meanwhile
-                below = base.path.stat()
+                below = os.stat(base.path)
                 sizes = {own.st_ino: own.st_size - base.start_bytes, below.st_ino: below.st_size}
         total = sum(size for inode, size in sizes.items() if inode not in seen)
         seen.update(sizes)
         return total
 
     @translates("fill a layer's tar")
-    def make_whole(self, diff_id: str) -> Path:
+    def make_whole(self, diff_id: str) -> str:
         """Fill the hole of a spliced layer's tar, its index unseen, and return the tar's path. Raises NoSpace."""
-        path = self.path(diff_id) / TAR_NAME
+        path = self._tar(diff_id)
         fill_hole(path)
         return path
 
@@ -135,9 +140,9 @@ class LayerStore:
 
         hasher = hashlib.sha256()
         try:
-            path = self.path(diff_id) / TAR_NAME
-            base = find_base(path.parent)
-            for piece in read_range(path, base, 0, path.stat().st_size):
+            path = self._tar(diff_id)
+            base = find_base(self.path(diff_id))
+            for piece in read_range(path, base, 0, os.stat(path).st_size):
                 hasher.update(piece)
             same = base is None or is_same_between(path, base)
         except FileNotFoundError:
@@ -154,7 +159,7 @@ class LayerStore:
         from pylayers.store.index import check_rows, open_index
 
         layer = self.open(diff_id)
-        path = layer.tar_path.with_name(INDEX_NAME)
+        path = f"{self.path(diff_id)}/{INDEX_NAME}"
         open_index(path).verify(path)
         wrong = check_rows(layer.table)
         if wrong is not None:
@@ -169,28 +174,28 @@ class LayerStore:
                 self._exchange_index(directory, table, chunks, digest_hex(diff_id))
                 break
             except FileNotFoundError:  # the layer is gone; or a repair took the new file for what a dead process left
-                if not again or not (directory / TAR_NAME).exists():
+                if not again or not os.path.exists(self._tar(diff_id)):
                     raise NotFound(f"layer {diff_id} is not stored") from None
         sync_path(directory)
         return self.open(diff_id)
 
-    def _exchange_index(self, directory: Path, table: EntryTable, chunks: Buffer, diff_hex: str) -> None:
+    def _exchange_index(self, directory: str, table: EntryTable, chunks: Buffer, diff_hex: str) -> None:
         from pylayers.store.layerwriter import write_synced_index
 
         # Named like an atomic write's own file: if it is left behind, check removes it.
-        beside = directory / fresh_name(f".{INDEX_NAME}")
+        beside = f"{directory}/{fresh_name(f'.{INDEX_NAME}')}"
         try:
-            size_bytes = (directory / TAR_NAME).stat().st_size
+            size_bytes = os.stat(f"{directory}/{TAR_NAME}").st_size
             write_synced_index(beside, table.records, table.heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex)
-            os.rename(beside, directory / INDEX_NAME)
+            os.rename(beside, f"{directory}/{INDEX_NAME}")
         finally:
-            beside.unlink(missing_ok=True)
+            remove_file(beside, durable=False)
 
     @translates("delete a layer")
     def delete(self, diff_id: str) -> None:
         """Remove a layer at once. Raises NotFound. The caller knows that nothing needs it; see Store.collect."""
         directory = self.path(diff_id)
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             raise NotFound(f"layer {diff_id} is not stored")
         self._workspace.discard(directory)
         sync_path(self._directory)
@@ -201,7 +206,7 @@ class LayerStore:
             if is_digest(f"sha256:{name}"):
                 yield f"sha256:{name}"
 
-    def _adopt(self, scratch: Path, diff_id: str, lease: Lease | None) -> Layer:
+    def _adopt(self, scratch: str, diff_id: str, lease: Lease | None) -> Layer:
         with self._admit("layer", diff_id, lease):
             try:
                 existing = self.open(diff_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from types import TracebackType
 
 from pylayers.errors import IntegrityError, InvalidInput
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
+    from _typeshed import StrPath
+
     from pylayers.store.layerstore import LayerStore
     from pylayers.store.lease import Lease
 
@@ -30,13 +31,13 @@ _OVERLAP_BYTES = 1 << 20
 class LayerWriter:
     """Take one layer: write layer.tar through `fd`, then commit. Leaving the context without it drops everything."""
 
-    def __init__(self, store: LayerStore, scratch: Path, lease: Lease | None) -> None:
+    def __init__(self, store: LayerStore, scratch: str, lease: Lease | None) -> None:
         self._store = store
         self._lease = lease
         self.scratch = scratch
-        scratch.mkdir(mode=0o700)
+        os.mkdir(scratch, 0o700)
         # An empty read-write file on the store's file system; the writer closes it.
-        self.fd = os.open(scratch / TAR_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.fd = os.open(f"{scratch}/{TAR_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     @translates("share a layer's bytes")
     def share(self, earlier: Layer, end_bytes: int) -> bool:
@@ -46,7 +47,7 @@ class LayerWriter:
         that does not hold them in one file, NotFound when it is gone.
         """
         for again in (True, False):
-            base = find_base(earlier.tar_path.parent)
+            base = find_base(os.path.dirname(earlier.tar_path))
             if base is not None and base.end_bytes < end_bytes:
                 raise InvalidInput(f"layer {earlier.diff_id} has a base of {base.end_bytes} bytes, not {end_bytes}")
             try:
@@ -84,12 +85,13 @@ class LayerWriter:
                 raise IntegrityError(f"layer {diff_id}: {found} bytes were written instead of {size_bytes}")
             with _Syncing(self.fd, size_bytes) as syncing:
                 write_synced_index(
-                    self.scratch / INDEX_NAME, records, heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex,
+                    f"{self.scratch}/{INDEX_NAME}", records, heap, chunks, size_bytes=size_bytes, diff_hex=diff_hex,
                     first=syncing.catch_up,
                 )  # fmt: skip
             if states:
                 # Not synced: a torn one is found out by its checksum, and then not used.
-                (self.scratch / STATES_NAME).write_bytes(pack_states(states, diff_hex))
+                with open(f"{self.scratch}/{STATES_NAME}", "wb") as file:
+                    file.write(pack_states(states, diff_hex))
             sync_path(self.scratch)
             layer = self._store._adopt(self.scratch, diff_id, self._lease)
         self.drop()
@@ -152,7 +154,7 @@ class _Syncing:
 
 
 def write_synced_index(
-    path: Path,
+    path: StrPath,
     records: Buffer,
     heap: Buffer,
     chunks: Buffer,

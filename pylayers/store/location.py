@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 ROOT_VARIABLE = "PYLAYERS_ROOT"
 STAT_CACHE_FOLDER = "buildkit/stat"
 
 
-def default_root() -> Path:
+def default_root() -> str:
     """Return the data root: PYLAYERS_ROOT, else /var/lib/pylayers for root, else the user's data directory."""
     given = os.environ.get(ROOT_VARIABLE)
     if given:
-        return Path(given)
+        return given
     if os.geteuid() == 0:
-        return Path("/var/lib/pylayers")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pylayers"
+        return "/var/lib/pylayers"
+    return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.join(_home(), ".local/share"), "pylayers")
+
+
+def _home() -> str:
+    home = os.path.expanduser("~")
+    if home.startswith("~"):
+        raise RuntimeError("Could not determine home directory.")
+    return home

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from pathlib import Path
 from types import TracebackType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 
 class Lock:
@@ -17,7 +20,7 @@ class Lock:
 
     __slots__ = ("_descriptor",)
 
-    def __init__(self, path: Path, *, exclusive: bool, wait: bool = True, create: bool = True) -> None:
+    def __init__(self, path: StrPath, *, exclusive: bool, wait: bool = True, create: bool = True) -> None:
         """Take the lock. With wait=False raises BlockingIOError when another holds it."""
         self._descriptor: int | None = None
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)

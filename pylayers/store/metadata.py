@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 
 from pylayers.errors import Conflict, InvalidInput, NotFound
 from pylayers.oci.chain import extend_chain
@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from typing import Any
+
+    from _typeshed import StrPath
 
     from pylayers.store.step import Steps
     from pylayers.store.workspace import Workspace
@@ -254,15 +256,15 @@ class Chains:
 class Metadata:
     """Give access to each relation. The database is opened by the first statement."""
 
-    def __init__(self, directory: Path, workspace: Workspace) -> None:
-        self.path = directory / "metadata.db"
-        refs, images = Mirror(directory / "refs"), Mirror(directory / "images")
+    def __init__(self, directory: StrPath, workspace: Workspace) -> None:
+        self.path = os.path.join(directory, "metadata.db")
+        refs, images = (Mirror(os.path.join(directory, name)) for name in ("refs", "images"))
         self.database = Database(self.path, expected=lambda: any(refs.walk()) or any(images.walk()))
         self.references = References(self.database, refs)
         self.images = Images(self.database, images)
         self.chains = Chains(self.database)
         self.leases = Leases(self.database, workspace)
-        self.containers = Containers(self.database, Mirror(directory / "containers"))
+        self.containers = Containers(self.database, Mirror(os.path.join(directory, "containers")))
 
     @cached_property  # two threads may make two, which are equal
     def steps(self) -> Steps:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 
 def read_mount_table() -> str:
     """Return the mountinfo of the calling thread's mount namespace."""
-    return Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape")
+    with open("/proc/thread-self/mountinfo", errors="surrogateescape") as file:
+        return file.read()
 
 
 def is_mounted_from(identity: str) -> bool:
@@ -16,15 +20,15 @@ def is_mounted_from(identity: str) -> bool:
     return identity in read_mount_table()
 
 
-def mount_points_below(directory: Path) -> list[Path]:
+def mount_points_below(directory: StrPath) -> list[str]:
     """List this mount namespace's mount points at or below a directory, deepest first."""
     top = os.path.realpath(directory)
     points = [unescape(line.split(" ")[4]) for line in read_mount_table().splitlines()]
     found = [point for point in points if point == top or point.startswith(top.rstrip("/") + "/")]
-    return [Path(point) for point in reversed(found)]
+    return found[::-1]
 
 
-def detach_below(directory: Path) -> int:
+def detach_below(directory: StrPath) -> int:
     """Unmount everything at or below a directory, in use or not, and return how many mounts that were."""
     from pylayers._native import sysmount
 

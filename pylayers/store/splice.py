@@ -15,11 +15,14 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from pylayers.errors import IntegrityError
 from pylayers.record import record
 from pylayers.store.file import translates
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 PAGE_BYTES = 4096
 _PIECE_BYTES = 1 << 20
@@ -35,7 +38,7 @@ _PUNCH_HOLE, _KEEP_SIZE = 2, 1  # of fallocate(2)
 class Base:
     """Name the file that holds a tar's bytes [0, end_bytes)."""
 
-    path: Path
+    path: str
     end_bytes: int
 
     @property
@@ -54,10 +57,10 @@ def base_name(end_bytes: int) -> str:
     return f"{_PREFIX}{end_bytes}{_SUFFIX}"
 
 
-def find_base(directory: Path) -> Base | None:
+def find_base(directory: StrPath) -> Base | None:
     """Return the base that lies in a layer's directory."""
     end_bytes = read_end(os.listdir(directory))
-    return None if end_bytes is None else Base(directory / base_name(end_bytes), end_bytes)
+    return None if end_bytes is None else Base(os.path.join(directory, base_name(end_bytes)), end_bytes)
 
 
 def read_end(names: list[str]) -> int | None:
@@ -70,7 +73,7 @@ def read_end(names: list[str]) -> int | None:
     return None
 
 
-def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: int) -> bool:
+def share_beginning(source: StrPath, target_fd: int, directory: StrPath, end_bytes: int) -> bool:
     """Give a new tar the first bytes of another: by a clone, or a base in its directory; False where neither can be.
 
     The writer's own bytes begin at Base.start_bytes. Raises OSError (a full disk, the source gone).
@@ -88,7 +91,7 @@ def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: in
     finally:
         os.close(descriptor)
     try:
-        os.link(source, directory / base_name(end_bytes))
+        os.link(source, os.path.join(directory, base_name(end_bytes)))
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise
@@ -97,33 +100,34 @@ def share_beginning(source: Path, target_fd: int, directory: Path, end_bytes: in
 
 
 @translates("fill a layer's tar")
-def fill_hole(tar_path: Path) -> None:
+def fill_hole(tar_path: StrPath) -> None:
     """Copy what only the base holds into the layer's own file, which is durable before the base goes.
 
     One fills; who comes meanwhile waits, and finds it done. A crash leaves the base, so the layer is as it was, and so
     does a full disk, which gets back what was copied. Raises NoSpace, IntegrityError for a base that ends too early.
     """
+    folder, name = os.path.split(tar_path)
     with ExitStack() as stack:
         # All by this descriptor: the base of a layer that takes this one's place is never taken for this one's.
-        directory = keep(stack, os.open(tar_path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        target = keep(stack, os.open(tar_path.name, os.O_RDWR | os.O_CLOEXEC, dir_fd=directory))
+        directory = keep(stack, os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        target = keep(stack, os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=directory))
         fcntl.flock(target, fcntl.LOCK_EX)
         end_bytes = read_end(os.listdir(directory))
         if end_bytes is None:
             return
-        name = base_name(end_bytes)
-        source = keep(stack, os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory))
-        copy_beginning(source, target, tar_path, end_bytes)
-        os.unlink(name, dir_fd=directory)
+        base = base_name(end_bytes)
+        source = keep(stack, os.open(base, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory))
+        copy_beginning(source, target, os.path.join(folder, base), end_bytes)
+        os.unlink(base, dir_fd=directory)
         os.fsync(directory)
 
 
-def copy_beginning(source: int, target: int, tar_path: Path, end_bytes: int) -> None:
+def copy_beginning(source: int, target: int, path: str, end_bytes: int) -> None:
     """Copy a base's whole pages into the tar, and make them durable; the tar is as it was when that fails."""
     from pylayers._native import copyup
 
     if os.fstat(source).st_size < end_bytes:
-        raise IntegrityError(f"{tar_path.with_name(base_name(end_bytes))} ends too early")
+        raise IntegrityError(f"{path} ends too early")
     start_bytes = whole_pages(end_bytes)
     try:
         copyup.copy_range(source, 0, target, 0, start_bytes)
@@ -148,7 +152,7 @@ def keep(stack: ExitStack, descriptor: int) -> int:
     return descriptor
 
 
-def read_range(tar_path: Path, base: Base | None, at: int, end: int) -> Iterator[memoryview]:
+def read_range(tar_path: StrPath, base: Base | None, at: int, end: int) -> Iterator[memoryview]:
     """Yield a tar's bytes [at, end) from the files that hold them, as far as they go; the tar may be filled meanwhile.
 
     A piece is valid until the next one is asked for.
@@ -168,7 +172,7 @@ def read_range(tar_path: Path, base: Base | None, at: int, end: int) -> Iterator
                 return  # what a base lacks is a hole in the tar
 
 
-def is_same_between(tar_path: Path, base: Base) -> bool:
+def is_same_between(tar_path: StrPath, base: Base) -> bool:
     """Tell whether both files hold the same in the page that they share: the tar's is what counts once it is filled."""
     own = b"".join(bytes(piece) for piece in read_range(tar_path, None, base.start_bytes, base.end_bytes))
     try:

@@ -12,13 +12,16 @@ import os
 import stat
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pylayers.errors import Conflict
 from pylayers.oci.digest import hex_of
 from pylayers.record import record
 from pylayers.store.entry import ENTRY_SIZE_BYTES, Buffer
-from pylayers.store.file import translates, write_file
+from pylayers.store.file import remove_file, translates, write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 MAGIC = b"PYLAYSTC"
 VERSION = 1
@@ -48,13 +51,13 @@ class KnownTree:
 class StatCache:
     """Keep one walk per key. A key is the absolute root path and whatever else selects what is walked."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: StrPath) -> None:
+        self._directory = os.fspath(directory)
         self._boot = _boot_id()
 
-    def path(self, root_key: str) -> Path:
+    def path(self, root_key: str) -> str:
         """Return where a key's file lies."""
-        return self._directory / f"{hex_of(_encode_key(root_key))}.idx"
+        return f"{self._directory}/{hex_of(_encode_key(root_key))}.idx"
 
     @translates("read the stat cache")
     def load(self, root_key: str) -> KnownTree | None:
@@ -83,7 +86,7 @@ class StatCache:
         digests: Mapping[str, bytes] | None = None,
     ) -> None:
         """Replace what is stored under a key. walked_at_ns is time.time_ns() read before the walk began."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(self._directory, 0o700, exist_ok=True)
         sections = (_encode_key(root_key), _encode_digests(digests or {}), records, heap)
         content = _encode(sections, walked_at_ns, self._boot)
         path = self.path(root_key)
@@ -95,7 +98,8 @@ class StatCache:
     def expected(self, build: str) -> list[str]:
         """Return the keys that a build was noted to walk; none where nothing, or nothing usable, is noted."""
         try:
-            keys = self._note_path(build).read_text("utf-8", "surrogateescape").split("\n")
+            with open(self._note_path(build), encoding="utf-8", errors="surrogateescape") as file:
+                keys = file.read().split("\n")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return []
         if keys[0] != build.replace("\0", "\1") or len(keys) > EXPECTED_LIMIT:
@@ -107,11 +111,11 @@ class StatCache:
         """Note the keys that a build walks. A name is left out in which the separators occur."""
         lines = [build, *(key for key in keys if "\n" not in key and "\1" not in key)]
         content = "\n".join(lines).replace("\0", "\1").encode("utf-8", "surrogateescape")
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(self._directory, 0o700, exist_ok=True)
         write_file(self._note_path(build), content, durable=False)
 
-    def _note_path(self, build: str) -> Path:
-        return self._directory / f"{hex_of(_encode_key(build))}.next"
+    def _note_path(self, build: str) -> str:
+        return f"{self._directory}/{hex_of(_encode_key(build))}.next"
 
     @translates("prune the stat cache")
     def prune(self, keep_count: int = 64) -> int:
@@ -122,7 +126,7 @@ class StatCache:
         except FileNotFoundError:
             return 0
         for _, path in found[keep_count:]:
-            Path(path).unlink(missing_ok=True)
+            remove_file(path, durable=False)
         return len(found[keep_count:])
 
 
@@ -133,7 +137,8 @@ def _encode_key(root_key: str) -> bytes:
 def _boot_id() -> bytes:
     """Identify this start of the machine; zeros (never equal, see _decode) where the kernel doesn't tell."""
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8")
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            text = file.read()
         return bytes.fromhex(text.strip().replace("-", ""))[:16].ljust(16, b"\0")
     except (OSError, ValueError):
         return bytes(16)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
 
 from pylayers.store.entry import Buffer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
 
 STATES_NAME = "layer.states"
 EVERY_BYTES = 4 << 20  # between two states: hashing so much again takes 2 ms
@@ -34,7 +37,7 @@ def pack_states(states: Buffer, diff_hex: str) -> bytes:
     return content + blake3(content).digest()
 
 
-def read_states(path: Path, diff_hex: str) -> bytes | None:
+def read_states(path: StrPath, diff_hex: str) -> bytes | None:
     """Return a tar's states; None for a file that is missing, damaged, of another tar or another version."""
     from blake3 import blake3
 

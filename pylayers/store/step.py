@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from pylayers.jsontext import load
 from pylayers.record import field, record
 from pylayers.store.database import Database
 
@@ -78,12 +79,10 @@ class Steps:
         )
 
     def _load(self, where: str, values: tuple[object, ...] = ()) -> list[StepRecord]:
-        import json
-
         rows = self._database.read(f"SELECT {_COLUMNS} FROM step {where}", values)  # noqa: S608
         return [
             StepRecord(
-                *(*row[:6], json.loads(row[6]), *row[7:11], json.loads(row[11]), tuple(row[12].split()))
+                *(*row[:6], load(row[6]), *row[7:11], load(row[11]), tuple(row[12].split()))
             )
             for row in rows
         ]

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 
 from pylayers.errors import Conflict, InvalidInput, Unsupported
@@ -18,6 +17,10 @@ from pylayers.thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from _typeshed import StrPath
+
     from pylayers.store.blob import BlobStore
     from pylayers.store.check import Problem
     from pylayers.store.collect import Collected
@@ -52,29 +55,29 @@ class Store:
     beside that (a build's look at its context, a container's monitor) begins as much sooner.
     """
 
-    def __init__(self, root: Path, lock: Lock) -> None:
-        self.root = root
+    def __init__(self, root: str, lock: Lock) -> None:
+        self.location = root  # what `root` is, as a str
         self.ends_with_process = False  # set by whoever closes it just before its process ends: see Database.leave
         self._lock = lock
-        self._workspace = Workspace(root / "tmp")
+        self._workspace = Workspace(os.path.join(root, "tmp"))
         self._leases: list[Lease] = []
         self._mutex = allocate_lock()
         self._metadata: Metadata | None = None
 
     @classmethod
     @translates("open the data root")
-    def open(cls, root: Path) -> Store:
+    def open(cls, root: StrPath) -> Store:
         """Open a data root, making it when missing, and drop what crashed processes left half-made.
 
         Raises InvalidInput for a directory that holds something else, Unsupported for a root of a newer pylayers
         (neither is touched), Conflict while the root is being rebuilt, PermissionDenied.
         """
-        root = Path(os.path.abspath(root))
+        root = os.path.abspath(root)
         version = check_version(root)
         if not version:
             make_root(root)
         try:
-            lock = Lock(root / "image" / "store.lock", exclusive=False, wait=False)
+            lock = Lock(f"{root}/image/store.lock", exclusive=False, wait=False)
         except BlockingIOError:
             raise Conflict(f"{root}: the store is being rebuilt or migrated by another process") from None
         try:
@@ -87,14 +90,25 @@ class Store:
             raise
         return store
 
+    @property
+    def root(self) -> Path:
+        """Return the data root."""
+        from pathlib import Path
+
+        return Path(self.location)
+
     @translates("make a folder of the data root")
-    def directory(self, name: str) -> Path:
+    def directory(self, name: str) -> str:
         """Return a top folder of the root, made on first use. Drivers name their own."""
         if not name or "/" in name or name.startswith("."):
             raise InvalidInput(f"{name!r} is not the name of a folder of the data root")
-        path = self.root / name
-        if not path.is_dir():
-            path.mkdir(mode=FOLDERS.get(name, 0o710), exist_ok=True)
+        path = f"{self.location}/{name}"
+        if not os.path.isdir(path):
+            try:
+                os.mkdir(path, FOLDERS.get(name, 0o710))
+            except FileExistsError:
+                if not os.path.isdir(path):  # otherwise another process was faster
+                    raise
         return path
 
     @property
@@ -105,7 +119,7 @@ class Store:
 
             with self._mutex:
                 if self._metadata is None:  # no other thread was faster
-                    self._metadata = Metadata(self.root / "image", self._workspace)
+                    self._metadata = Metadata(f"{self.location}/image", self._workspace)
         return self._metadata
 
     @cached_property  # two threads may make two, which are equal
@@ -113,26 +127,28 @@ class Store:
         """Return the blobs."""
         from pylayers.store.blob import BlobStore
 
-        return BlobStore(self.root / "image" / "blobs" / "sha256", self._workspace, self._admit)
+        return BlobStore(f"{self.location}/image/blobs/sha256", self._workspace, self._admit)
 
     @cached_property
     def layers(self) -> LayerStore:
         """Return the layers."""
         from pylayers.store.layerstore import LayerStore
 
-        return LayerStore(self.root / "image" / "layers" / "sha256", self._workspace, self._admit)
+        return LayerStore(f"{self.location}/image/layers/sha256", self._workspace, self._admit)
 
     @property
     def stat_cache(self) -> StatCache:
         """Return the cache of walked build contexts."""
         from pylayers.store.statcache import StatCache
 
-        return StatCache(self.root / STAT_CACHE_FOLDER)
+        return StatCache(f"{self.location}/{STAT_CACHE_FOLDER}")
 
     @translates("make a scratch path")
     def scratch(self, prefix: str) -> Path:
         """Return a path in tmp/ that doesn't exist yet; what is there when the process ends is removed."""
-        return self._workspace.path(prefix)
+        from pathlib import Path
+
+        return Path(self._workspace.path(prefix))
 
     @translates("take a lease")
     def lease(self, purpose: str, *, settled: bool = True) -> Lease:
@@ -152,7 +168,7 @@ class Store:
             self._leases.remove(lease)
 
     def _collect_lock(self, *, exclusive: bool = False) -> Lock:
-        return Lock(self.root / "image" / "collect.lock", exclusive=exclusive)
+        return Lock(f"{self.location}/image/collect.lock", exclusive=exclusive)
 
     @contextmanager
     def _admit(self, kind: str, name: str, lease: Lease | None) -> Iterator[None]:
@@ -205,7 +221,7 @@ class Store:
             if self._leases:
                 raise Conflict(f"the store cannot be {what} while this process holds a lease")
         if not self._lock.try_upgrade():
-            raise Conflict(f"{self.root}: another process uses the store", hint="end it, then try again")
+            raise Conflict(f"{self.location}: another process uses the store", hint="end it, then try again")
         try:
             yield
         finally:
@@ -235,14 +251,15 @@ class Store:
         self.close()
 
 
-def check_version(root: Path) -> int:
+def check_version(root: str) -> int:
     """Return a data root's version, 0 where there is none yet.
 
     Raises Unsupported for a newer one, InvalidInput for another's directory.
     """
-    path = root / "image" / _VERSION_FILE
+    path = f"{root}/image/{_VERSION_FILE}"
     try:
-        text = path.read_text("utf-8", "replace").strip()
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read().strip()
     except FileNotFoundError:
         text = ""
     if text:
@@ -256,9 +273,9 @@ def check_version(root: Path) -> int:
         return int(text)
     try:
         strangers = sorted(set(os.listdir(root)) - set(FOLDERS) - {"lost+found"})
-        if (root / "image").is_dir():
+        if os.path.isdir(f"{root}/image"):
             known = {name.split("/")[0] for name in _IMAGE_FOLDERS} | {_VERSION_FILE}
-            left = [name for name in os.listdir(root / "image") if not name.startswith(".")]
+            left = [name for name in os.listdir(f"{root}/image") if not name.startswith(".")]
             strangers += [f"image/{name}" for name in sorted(set(left) - known)]
     except FileNotFoundError:
         return 0
@@ -270,19 +287,19 @@ def check_version(root: Path) -> int:
     return 0
 
 
-def make_root(root: Path) -> None:
+def make_root(root: str) -> None:
     """Make an empty data root; the version file comes last, so that an interrupted start is simply repeated."""
-    root.mkdir(mode=ROOT_MODE, parents=True, exist_ok=True)
+    os.makedirs(root, ROOT_MODE, exist_ok=True)
     os.chmod(root, ROOT_MODE)
     for name, mode in FOLDERS.items():
-        folder = root / name
-        folder.mkdir(exist_ok=True)
+        folder = f"{root}/{name}"
+        os.makedirs(folder, exist_ok=True)
         os.chmod(folder, mode)
     for name in _IMAGE_FOLDERS:
-        (root / "image" / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(f"{root}/image/{name}", 0o700, exist_ok=True)
     write_version(root)
 
 
-def write_version(root: Path) -> None:
+def write_version(root: str) -> None:
     """Say which version a root has from now on."""
-    write_file(root / "image" / _VERSION_FILE, f"{ROOT_VERSION}\n".encode())
+    write_file(f"{root}/image/{_VERSION_FILE}", f"{ROOT_VERSION}\n".encode())

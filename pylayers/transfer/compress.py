@@ -68,8 +68,8 @@ def compress_layer(store: Store, diff_id: str, compression: str, level: int | No
     )
 
 
-def _compress_to(path: Path, target: Path, compression: str, level: int | None, proof: TarProof | None) -> Compressed:
-    with path.open("rb", buffering=0) as stream, target.open("wb", buffering=0) as out:
+def _compress_to(path: str, target: Path, compression: str, level: int | None, proof: TarProof | None) -> Compressed:
+    with open(path, "rb", buffering=0) as stream, target.open("wb", buffering=0) as out:
         return compress_file(
             stream.fileno(), lambda piece: write_all(out.fileno(), piece), compression, level, proof=proof
         )

@@ -93,7 +93,7 @@ def plain_layer(store: Store, diff_id: str) -> tuple[Descriptor, Blob]:
     """Return a layer as it is stored."""
     layer = store.layers.open(diff_id)
     descriptor = Descriptor(MEDIA_LAYER_TAR, diff_id, layer.size_bytes)
-    return descriptor, Blob(diff_id, layer.size_bytes, layer.make_whole())
+    return descriptor, Blob(diff_id, layer.size_bytes, Path(layer.make_whole()))
 
 
 def pack_documents(documents: Iterable[Manifest | Index]) -> list[Blob]:

@@ -16,6 +16,10 @@ from pylayers.record import field, record
 from pylayers.store.file import remove_tree, sync_path
 from pylayers.volume.parse import check_name
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
 RECORD = "volume.json"
 RECORD_LIMIT_BYTES = 1 << 20
 
@@ -37,8 +41,8 @@ class Volume:
 class VolumeStore:
     """Keep the volumes below one directory; needs no database."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: StrPath) -> None:
+        self.directory = Path(directory)
 
     def create(self, name: str | None = None, labels: Mapping[str, str] | None = None) -> Volume:
         """Create a volume, or return the existing one of that name; name None makes an anonymous one.

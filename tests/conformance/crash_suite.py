@@ -48,8 +48,8 @@ class CrashSuite(SnapshotterSuite):
         assert len(identities) == len(found)
         assert {os.readlink(root / "by-name" / name)[3:] for name in os.listdir(root / "by-name")} == identities
         for name, kind in found.items():
-            assert driver.stat(name).kind is kind
-            if kind is not SnapshotKind.COMMITTED:
+            assert driver.stat(name).kind == kind
+            if kind != SnapshotKind.COMMITTED:
                 assert driver.mounts(name)
         return found
 
@@ -76,7 +76,7 @@ class CrashSuite(SnapshotterSuite):
                 {}, {"p": SnapshotKind.ACTIVE}, {"c": SnapshotKind.COMMITTED},
                 {"c": SnapshotKind.COMMITTED, "v": SnapshotKind.VIEW},
             ]  # fmt: skip
-            assert found.pop("base") is SnapshotKind.COMMITTED
+            assert found.pop("base") == SnapshotKind.COMMITTED
             assert found in states
             assert digest_of(stage.table_of("base")) == digest
             for key in ("v", "p", "c"):
@@ -112,7 +112,7 @@ class CrashSuite(SnapshotterSuite):
                     continue
             assert len(seen) == 1
             assert seen == [one for one in stage.driver.walk() if one.name.endswith(f"-{step}")]
-            if seen[0].kind is SnapshotKind.ACTIVE:
+            if seen[0].kind == SnapshotKind.ACTIVE:
                 stage.driver.commit(f"name-{step}", f"key-{step}")
             stage.driver.prepare(f"key-{step}", f"name-{step}")  # over the stale pointer
             if status == 0:

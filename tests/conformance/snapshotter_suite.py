@@ -61,8 +61,8 @@ class SnapshotterSuite:
         stage.driver.view("looking", "base")
         found = stage.driver.stat("writing/with a slash")
         assert (found.name, found.kind, found.parent) == ("writing/with a slash", SnapshotKind.ACTIVE, "middle")
-        assert stage.driver.stat("base").kind is SnapshotKind.COMMITTED
-        assert stage.driver.stat("looking").kind is SnapshotKind.VIEW
+        assert stage.driver.stat("base").kind == SnapshotKind.COMMITTED
+        assert stage.driver.stat("looking").kind == SnapshotKind.VIEW
         walked = list(stage.driver.walk())
         names = [one.name for one in walked]
         assert sorted(names) == ["base", "looking", "middle", "writing/with a slash"]
@@ -97,9 +97,9 @@ class SnapshotterSuite:
             stage.driver.commit("base", "b")
         with pytest.raises(AlreadyExists):
             stage.driver.commit("a", "b")
-        assert stage.driver.stat("b").kind is SnapshotKind.ACTIVE
+        assert stage.driver.stat("b").kind == SnapshotKind.ACTIVE
         stage.driver.commit("b", "b")  # its own key is free to become its name
-        assert stage.driver.stat("b").kind is SnapshotKind.COMMITTED
+        assert stage.driver.stat("b").kind == SnapshotKind.COMMITTED
 
     def test_names_that_need_escaping(self, stage: Stage) -> None:
         keys = ["sha256:" + "0" * 64, "a/../b", ".", "..", "%2e", "ünï", "x" * 4096, "a b\n", "Key", "key"]

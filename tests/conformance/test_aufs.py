@@ -63,9 +63,9 @@ class BranchDriver(aufs.Driver):
 
     def _mounts(self, record: Record) -> list[Mount]:
         [one] = super()._mounts(record)
-        if (record.kind is SnapshotKind.VIEW and len(one.lowers) < 2) or not one.lowers:
+        if (record.kind == SnapshotKind.VIEW and len(one.lowers) < 2) or not one.lowers:
             return [Mount("bind", source=one.upper or one.lowers[0], readonly=one.readonly)]
-        work = self.catalog.directory(record) / "work"
+        work = Path(self.catalog.directory(record), "work")
         work.mkdir(exist_ok=True)
         return [replace(one, type=fusemount.TYPE, options=(), work=str(work) if one.upper else "")]
 
@@ -233,7 +233,7 @@ def test_layout_is_the_golden_one(tmp_path: Path) -> None:
 @AS_ROOT
 def test_kills_inside_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks are spelt in overlayfs's way for a while; whoever opens the driver next puts them back."""
-    expected = describe_root(fill_root(tmp_path / "whole", tmp_path).root)
+    expected = describe_root(Path(fill_root(tmp_path / "whole", tmp_path).root))
     again = make_layer(tmp_path / "again.tar", ("late", b""), *MARKS)
     killed = 0
     for step in range(200):

@@ -74,7 +74,7 @@ class TestErofs(CrashSuite, ForeignSuite):
         stage.driver.remove("v")
         stage.driver.remove("image")
         assert list((root / "l").iterdir()) == []
-        assert layer.tar_path.exists()
+        assert Path(layer.tar_path).exists()
 
     def test_lowers_are_not_in_the_mount_table(self, stage: Stage) -> None:
         image = pile(stage, 3)
@@ -114,8 +114,8 @@ class TestErofs(CrashSuite, ForeignSuite):
         monkeypatch.setattr(erofs, "MOST_LOWERS", 3)
         synced: set[Path] = set()
 
-        def record(path: Path) -> None:
-            synced.update(path.glob("merged-*"))  # those of a directory that is synced
+        def record(path: str) -> None:
+            synced.update(Path(path).glob("merged-*"))  # those of a directory that is synced
             sync_path(path)
 
         monkeypatch.setattr(erofs, "sync_path", record)

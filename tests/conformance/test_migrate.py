@@ -120,7 +120,7 @@ def test_every_pair(
     with Engine.open(root) as engine:
         before, plainly = look(engine, changed), look(engine, plain)
         told = engine.containers.diff(changed.id)
-        images = tuple(found.name for found in engine.driver().walk() if found.kind is SnapshotKind.COMMITTED)
+        images = tuple(found.name for found in engine.driver().walk() if found.kind == SnapshotKind.COMMITTED)
         assert len(images) == 2
         assert engine.system.migrate(source, target) == Migrated((changed.id, plain.id), images)
     check_place(root, target, changed)

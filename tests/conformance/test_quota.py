@@ -87,7 +87,7 @@ def fill(path: Path, size_bytes: int) -> int:
 
 
 def project_of(driver: StackSnapshotter, key: str) -> int:
-    return int((driver.catalog.directory(driver.catalog.get(key)) / PROJECT).read_text())
+    return int(Path(driver.catalog.directory(driver.catalog.get(key)), PROJECT).read_text())
 
 
 # erofs's upper is overlay2's: what it limits needs no kernel with EROFS, which one with xfs quotas may lack.
@@ -128,7 +128,7 @@ def test_writes_end_at_the_limit(volume: Volume, kind: type[StackSnapshotter]) -
 
 def test_each_snapshot_has_its_own_project(volume: Volume) -> None:
     driver = make_driver(volume.point)
-    root = driver.root
+    root = Path(driver.root)
     for at in range(5):
         driver.prepare(f"s{at}", "base")
         driver.limit(f"s{at}", LIMIT_BYTES + (at << 20))
@@ -168,7 +168,7 @@ def test_what_was_there_before_counts(volume: Volume, kind: type[StackSnapshotte
         (top / "link").symlink_to("nowhere")
         fill(top / "d" / "file", LIMIT_BYTES // 2)
     driver.limit("limited", LIMIT_BYTES)
-    assert get_limit(driver.root, project_of(driver, "limited"))[1] >= LIMIT_BYTES // 2
+    assert get_limit(Path(driver.root), project_of(driver, "limited"))[1] >= LIMIT_BYTES // 2
     with mounted(driver.mounts("limited")) as top:
         assert fill(top / "d" / "more", LIMIT_BYTES) <= LIMIT_BYTES // 2
     driver.close()
@@ -180,14 +180,14 @@ def test_a_crash_leaves_no_limit_behind(volume: Volume) -> None:
     driver.prepare("limited", "base")
     driver.limit("limited", LIMIT_BYTES)
     project = project_of(driver, "limited")
-    directory = driver.catalog.directory(driver.catalog.get("limited"))
+    directory = Path(driver.catalog.directory(driver.catalog.get("limited")))
     (directory / PROJECT).unlink()
     driver.remove("limited")
-    assert get_limit(driver.root, project)[0] == LIMIT_BYTES
+    assert get_limit(Path(driver.root), project)[0] == LIMIT_BYTES
     driver.close()
     driver = make_driver(volume.point)
-    assert get_limit(driver.root, project)[0] == 0
-    assert os.listdir(driver.root / PROJECTS) == []
+    assert get_limit(Path(driver.root), project)[0] == 0
+    assert os.listdir(Path(driver.root, PROJECTS)) == []
     driver.close()
 
 
@@ -203,7 +203,7 @@ def test_a_mount_without_quotas_says_what_to_do(tmp_path: Path, kind: type[Stack
         assert "-o pquota" in (caught.value.hint or "")
         with pytest.raises(InvalidInput, match="at least 1 byte"):
             driver.limit("a", 0)
-        assert not (driver.root / PROJECTS).exists()
+        assert not Path(driver.root, PROJECTS).exists()
         driver.remove("a")
         driver.close()
 

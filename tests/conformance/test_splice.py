@@ -100,7 +100,7 @@ class TestSharing:
                 assert other.build(context, no_cache=True).diff_ids == result.diff_ids
                 made = layer(engine, result)
                 assert made.base is None
-                assert sorted(os.listdir(made.tar_path.parent)) == ["layer.idx", "layer.states", "layer.tar"]
+                assert sorted(os.listdir(Path(made.tar_path).parent)) == ["layer.idx", "layer.states", "layer.tar"]
                 os.sync()
                 alone = made.size_bytes - taken[-1] + 3 * 4096
                 assert exclusive_bytes(str(made.tar_path)) <= alone < made.size_bytes // 2

@@ -108,7 +108,7 @@ class TestZfs(CrashSuite, ForeignSuite):
         """Check that there is a dataset for each snapshot that has files of its own, and no other."""
         root = stage.scratch.parent / "root"
         records = [stage.driver.catalog.get(one.name) for one in stage.driver.walk()]  # type: ignore[attr-defined]
-        assert self.owned(root) == {one.id for one in records if one.kind is not SnapshotKind.VIEW}
+        assert self.owned(root) == {one.id for one in records if one.kind != SnapshotKind.VIEW}
 
     @pytest.mark.parametrize("at_once", [True, False], ids=["before", "during"])
     def test_kill_at_every_command(self, stage: Stage, at_once: bool) -> None:
@@ -131,7 +131,7 @@ class TestZfs(CrashSuite, ForeignSuite):
             status = self.in_child(work)
             found = self.check_whole(stage)
             self.check_datasets(stage)
-            assert found.pop("base") is SnapshotKind.COMMITTED
+            assert found.pop("base") == SnapshotKind.COMMITTED
             for key in found:
                 stage.driver.remove(key)
             with stage.viewed("base") as top:

@@ -20,19 +20,24 @@ HEAVY = {
     "sqlite3",
 }  # fmt: skip
 
+# What `run` and `commit` go without as well (docs/decisions/0019): these take a seventh of their time.
+WORDY = {"pathlib", "fnmatch", "urllib", "ipaddress", "ntpath", "re", "enum", "json", "signal", "string"}
 
-def heavy(modules: set[str]) -> set[str]:
+
+def heavy(modules: set[str], more: set[str] = frozenset()) -> set[str]:
     """Return those of the modules that belong to a heavy package."""
-    return {name for name in modules if name.split(".")[0] in HEAVY}
+    return {name for name in modules if name.split(".")[0] in HEAVY | more}
+
 
 # Says which modules a command line has loaded when a container's monitor is begun, and when that is told the spec:
 # until then it waits for us, and for what we import. The drivers' modules are among these, unlike in -X importtime.
 WATCH_MONITOR = """
 import sys
+there = set(sys.modules)
 from pylayers.container.ahead import Ahead
 for name in ("begin", "tell"):
     def called(*given, name=name, real=getattr(Ahead, name)):
-        print(name, *sys.modules, file=sys.stderr)
+        print(name, *(sys.modules.keys() - there), file=sys.stderr)
         real(*given)
     setattr(Ahead, name, called)
 from pylayers.cli import main

@@ -96,7 +96,7 @@ def check_loaded(engine: Engine, name: str = "app:1") -> None:
     assert image.config.diff_ids == tuple(f"sha256:{sha256(layer)}" for layer in LAYERS)
     assert image.id == f"sha256:{sha256(make_config())}"
     for diff_id, content in zip(image.config.diff_ids, LAYERS, strict=True):
-        assert engine.store.layers.open(diff_id).tar_path.read_bytes() == content
+        assert Path(engine.store.layers.open(diff_id).tar_path).read_bytes() == content
         engine.store.layers.verify(diff_id)
 
 

@@ -46,7 +46,7 @@ def test_imports_every_compression_to_the_same_image(tmp_path: Path, compress, s
             io.BytesIO(packed) if stream else tmp_path / "rootfs", "Rootfs".lower(), message="same"
         )
         assert image.config.diff_ids == plain.config.diff_ids
-        assert engine.store.layers.open(image.config.diff_ids[0]).tar_path.read_bytes() == make_tar()
+        assert Path(engine.store.layers.open(image.config.diff_ids[0]).tar_path).read_bytes() == make_tar()
 
 
 @pytest.mark.parametrize(

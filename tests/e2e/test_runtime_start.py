@@ -16,7 +16,16 @@ from pylayers._native import sysmount
 from pylayers.container import grace
 from pylayers.container import runtime as runtimes
 from pylayers.container.apart import Apart
-from pylayers.container.filter import ANNOTATION, COMPILED, FILTERS, KEPT_LIMIT, SUFFIX, KeptFilter, find_filter
+from pylayers.container.filter import (
+    ANNOTATION,
+    COMPILED,
+    FILTERS,
+    HEX_LENGTH,
+    KEPT_LIMIT,
+    SUFFIX,
+    KeptFilter,
+    find_filter,
+)
 from pylayers.container.isolation import Isolation, Process
 from pylayers.container.sandbox import run_once
 from pylayers.engine import Engine
@@ -27,7 +36,7 @@ from tests.e2e.build_case import open_with_busybox
 pytestmark = [pytest.mark.root, needs_root]
 
 EPHEMERAL = ContainerOptions(remove=True)
-RULES = {"defaultAction": "SCMP_ACT_ALLOW"}
+RULES: dict[str, object] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["reboot"]}]}
 
 
 @pytest.fixture
@@ -124,9 +133,9 @@ def test_a_filter_is_kept_for_the_same_rules(tmp_path: Path) -> None:
     found = find_filter(tmp_path, "crun", "/bin/sh", RULES)
     assert found is not None
     assert not found.is_kept
-    config: dict[str, object] = {}
+    config: dict[str, object] = {"linux": {"seccomp": RULES}}
     found.lend(config)
-    assert config == {}
+    assert config == {"linux": {"seccomp": RULES}}
     assert not found.keep(state)  # it has ended already
     for wrong in (b"", b"1234567", bytes(8 * 4097)):
         (state / COMPILED).write_bytes(wrong)
@@ -136,7 +145,9 @@ def test_a_filter_is_kept_for_the_same_rules(tmp_path: Path) -> None:
     again = find_filter(tmp_path, "crun", "/bin/sh", RULES)
     assert again is not None
     again.lend(config)
-    assert config == {"annotations": {ANNOTATION: "OCBieXRlcy4="}}
+    rest = {name: value for name, value in RULES.items() if name != "syscalls"}
+    assert config == {"linux": {"seccomp": rest}, "annotations": {ANNOTATION: "OCBieXRlcy4="}}
+    assert "syscalls" in RULES  # others have the same ones
     for program, rules in (("/bin/ls", RULES), ("/bin/sh", {"defaultAction": "SCMP_ACT_KILL"})):
         other = find_filter(tmp_path, "crun", program, rules)
         assert other is not None
@@ -187,9 +198,13 @@ def test_crun_runs_under_the_kept_filter(crun: Engine, capfd: pytest.CaptureFixt
         seen.append([(record.stream, record.text) for record in crun.containers.logs(name)])
         config = (crun.root / "containers" / container.id / "bundle" / "config.json").read_text()
         assert (ANNOTATION in config) == (name == "second")
+        assert ('"syscalls"' in config) == (name == "first")
     assert seen[0] == seen[1]
     assert ("stdout", "Seccomp:\t2\n") in seen[0]
-    crun.containers.run("busybox", ["sleep", "600"], ContainerOptions(name="third"), detach=True)
+    third, _ = crun.containers.run("busybox", ["sleep", "600"], ContainerOptions(name="third"), detach=True)
+    [kept] = (crun.root / FILTERS).iterdir()
+    used = crun.root / "containers" / third.id / "runtime" / third.id / COMPILED  # exec takes it from there too
+    assert used.read_bytes() == kept.read_bytes()[HEX_LENGTH:]
     capfd.readouterr()
     assert crun.containers.exec("third", ["sh", "-c", "grep Seccomp: /proc/self/status"]) == 0
     assert capfd.readouterr().out == "Seccomp:\t2\n"

@@ -69,9 +69,9 @@ def test_what_comes_before_the_change_is_stored_once(engine: Engine, context: Pa
     second = build(engine, context)
     made = layer(engine, second)
     assert made.base is not None, "the tests' file system shares blocks: see tests/conformance/test_reflink.py"
-    assert made.base.path.samefile(layer(engine, first).tar_path)
+    assert Path(made.base.path).samefile(layer(engine, first).tar_path)
     assert made.base.end_bytes > 6 * FILE_BYTES
-    assert made.tar_path.stat().st_blocks * 512 < 2 * FILE_BYTES
+    assert Path(made.tar_path).stat().st_blocks * 512 < 2 * FILE_BYTES
     check_whole(engine, context, second)
     assert layer(engine, second).base is not None  # checking fills nothing
     assert content(engine, second, "opt/t/d6/small") == b"another\n"
@@ -189,7 +189,7 @@ def test_a_base_is_never_based_on_another(engine: Engine, context: Path) -> None
     third = build(engine, context)
     base = layer(engine, third).base
     assert base is not None
-    assert base.path.samefile(layer(engine, first).tar_path)  # less than the base was common beyond it
+    assert Path(base.path).samefile(layer(engine, first).tar_path)  # less than the base was common beyond it
     assert base.end_bytes == layer(engine, second).base.end_bytes  # type: ignore[union-attr]
     check_whole(engine, context, third)
 
@@ -216,7 +216,7 @@ def test_a_short_base_is_filled_when_much_more_is_common(engine: Engine, context
 
 @pytest.mark.parametrize("damage", ["gone", "torn"])
 def test_without_sound_states_a_layer_is_written_whole(engine: Engine, context: Path, damage: str) -> None:
-    path = layer(engine, engine.build(context)).tar_path.with_name(state.STATES_NAME)
+    path = Path(layer(engine, engine.build(context)).tar_path).with_name(state.STATES_NAME)
     if damage == "gone":
         path.unlink()
     else:
@@ -232,7 +232,7 @@ def test_a_processor_without_the_instructions_uses_openssl(
 ) -> None:
     monkeypatch.setattr(sha256, "is_fast", lambda: False)
     first = engine.build(context)
-    assert not layer(engine, first).tar_path.with_name(state.STATES_NAME).exists()
+    assert not Path(layer(engine, first).tar_path).with_name(state.STATES_NAME).exists()
     (context / "t" / "d6" / "small").write_text("another\n")
     second = build(engine, context)
     assert layer(engine, second).base is None
@@ -311,7 +311,7 @@ def test_sources_that_change_between_the_look_and_the_writing(
 
 
 def test_a_damaged_earlier_layer_is_no_trouble(engine: Engine, context: Path) -> None:
-    layer(engine, engine.build(context)).tar_path.with_name("layer.idx").write_bytes(b"")
+    Path(layer(engine, engine.build(context)).tar_path).with_name("layer.idx").write_bytes(b"")
     (context / "t" / "d6" / "small").write_text("another\n")
     second = build(engine, context)
     assert layer(engine, second).base is None

@@ -117,6 +117,6 @@ def test_no_digest_without_hashes() -> None:
 
 
 def test_lost_tar_is_a_named_error(layers: list[Layer], tmp_path: Path) -> None:
-    layers[0].tar_path.unlink()
+    Path(layers[0].tar_path).unlink()
     with pytest.raises(NotFound):
         apply_layer(-1, layers[0])

@@ -74,7 +74,7 @@ def test_wrong_content_is_not_stored(store: Store) -> None:
 @pytest.mark.parametrize("damage", [b"contenT", b"conten", b"content!", b""])
 def test_damage_is_found_on_read(store: Store, damage: bytes) -> None:
     name = store.blobs.put(b"content")
-    store.blobs.path(name).write_bytes(damage)
+    Path(store.blobs.path(name)).write_bytes(damage)
     with pytest.raises(IntegrityError):
         store.blobs.read(name, 100)
     with store.blobs.open(name) as stream, pytest.raises(IntegrityError):
@@ -83,7 +83,7 @@ def test_damage_is_found_on_read(store: Store, damage: bytes) -> None:
 
 def test_putting_again_heals_damage(store: Store) -> None:
     name = store.blobs.put(b"content")
-    store.blobs.path(name).write_bytes(b"contenT")
+    Path(store.blobs.path(name)).write_bytes(b"contenT")
     assert store.blobs.put(b"content") == name
     assert store.blobs.read(name, 7) == b"content"
 

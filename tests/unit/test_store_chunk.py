@@ -40,7 +40,7 @@ def test_chunks_cover_every_file_and_hash_their_bytes(tmp_path: Path) -> None:
         layer = store_files(store, files)
         assert not len(layer.chunks)
         layer = chunk_layer(store, layer.diff_id)
-        tar = layer.tar_path.read_bytes()
+        tar = Path(layer.tar_path).read_bytes()
         chunks = list(read_chunks(layer))
         found: dict[str, bytes] = {}
         for entry in layer.table:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 import threading
 import time
@@ -176,6 +177,27 @@ def test_containers(store: Store) -> None:
         containers.delete(one.id)
 
 
+def test_folders_of_mirrors_are_made_where_they_are_missing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = store.metadata
+    image = store.root / "image"
+    assert not {"refs", "images", "containers"} & set(os.listdir(image))
+    metadata.add_image(ImageRecord(digest(b"m"), digest(b"c"), (), 1, 1), "docker.io/library/a:b")
+    metadata.containers.add(ContainerRecord("aa" * 32, "a", None, None))
+    folders = [image / name for name in ("refs", "images", "containers")]
+    assert [(len(os.listdir(folder)), folder.stat().st_mode & 0o777) for folder in folders] == [(1, 0o700)] * 3
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the folder is there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refuse)
+        metadata.containers.add(ContainerRecord("bb" * 32, "b", None, None))
+    assert len(os.listdir(folders[2])) == 2
+    shutil.rmtree(folders[2])
+    metadata.containers.add(ContainerRecord("cc" * 32, "c", None, None))
+    assert len(os.listdir(folders[2])) == 1
+
+
 def test_a_transaction_is_all_or_nothing(store: Store) -> None:
 
     def fail_halfway() -> None:
@@ -304,7 +326,7 @@ def test_tables_are_those_that_something_keeps_rows_in(store: Store) -> None:
 def test_a_damaged_database_is_named(store: Store) -> None:
     store.metadata.references.set("n", A)
     store.metadata.close()
-    store.metadata.path.write_bytes(b"not a database" * 1000)
+    Path(store.metadata.path).write_bytes(b"not a database" * 1000)
     with pytest.raises(IntegrityError) as caught:
         store.metadata.references.get("n")
     assert caught.value.hint == "run: pylayers system rebuild"
@@ -340,7 +362,7 @@ def test_a_new_database_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first_is_durable", [True, False])
 def test_a_log_begun_without_a_flush_is_a_log(store: Store, first_is_durable: bool) -> None:
-    path = store.metadata.path
+    path = Path(store.metadata.path)
     store.metadata.close()  # the last one of all takes the log away
     log = path.with_name(f"{path.name}-wal")
     assert not log.exists()
@@ -359,7 +381,7 @@ def test_a_log_begun_without_a_flush_is_a_log(store: Store, first_is_durable: bo
 
 def test_a_log_begun_without_a_flush_is_not_moved_into_the_database_without_one(store: Store) -> None:
     """However large its first transaction is: a power cut would leave half of it in the file."""
-    path = store.metadata.path
+    path = Path(store.metadata.path)
     list(store.metadata.images.walk())
     store.metadata.close()  # moves the log into the file
     database = Database(path)

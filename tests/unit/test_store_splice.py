@@ -46,7 +46,7 @@ def read_tar(layer: Layer) -> bytes:
 
 
 def names(layer: Layer) -> set[str]:
-    return set(os.listdir(layer.tar_path.parent))
+    return set(os.listdir(Path(layer.tar_path).parent))
 
 
 def test_a_base_holds_the_beginning_until_somebody_needs_one_file(store: Store) -> None:
@@ -55,9 +55,9 @@ def test_a_base_holds_the_beginning_until_somebody_needs_one_file(store: Store) 
     base = second.base
     assert base is not None
     assert (base.start_bytes, base.end_bytes) == (END - 512, END)
-    assert base.path.samefile(first.tar_path)
-    assert second.size_bytes == second.tar_path.stat().st_size == len(SECOND)
-    assert second.tar_path.read_bytes()[: base.start_bytes] == bytes(base.start_bytes)
+    assert Path(base.path).samefile(first.tar_path)
+    assert second.size_bytes == Path(second.tar_path).stat().st_size == len(SECOND)
+    assert Path(second.tar_path).read_bytes()[: base.start_bytes] == bytes(base.start_bytes)
     store.layers.verify(second.diff_id)
     assert names(second) == {"layer.tar", "layer.idx", base_name(END)}  # verifying changes nothing
     assert read_tar(second) == SECOND
@@ -90,7 +90,7 @@ def test_an_earlier_layer_that_holds_it_in_two_files_is_refused(store: Store) ->
 def test_a_damaged_base_is_found_and_the_layer_removed_by_a_repair(store: Store) -> None:
     first = add_layer(store, FIRST)
     second = add_spliced(store, first, SECOND, END)
-    with first.tar_path.open("r+b") as file:
+    with Path(first.tar_path).open("r+b") as file:
         file.write(b"rot")
     for layer in (first, second):
         with pytest.raises(IntegrityError, match="digest is"):
@@ -102,7 +102,7 @@ def test_a_damaged_base_is_found_and_the_layer_removed_by_a_repair(store: Store)
 def test_a_base_that_was_removed_by_hand_is_an_integrity_error(store: Store) -> None:
     second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
     assert second.base is not None
-    second.base.path.unlink()
+    Path(second.base.path).unlink()
     with pytest.raises(IntegrityError, match="digest is"):
         store.layers.verify(second.diff_id)
 
@@ -114,7 +114,7 @@ def test_an_index_is_made_again_from_both_files(store: Store) -> None:
     end = 512 + 50176  # a header and its data
     assert content[:end] == second[:end] != bytes(end)
     layer = add_spliced(store, first, second, end)
-    layer.tar_path.with_name("layer.idx").write_bytes(b"")
+    Path(layer.tar_path).with_name("layer.idx").write_bytes(b"")
     (problem,) = [found for found in store.check(repair=True) if found.subject == layer.diff_id]
     assert problem.repaired
     table = store.layers.open(layer.diff_id).table
@@ -169,7 +169,7 @@ def test_states_are_kept_and_nothing_but_theirs_is_believed(store: Store) -> Non
         os.write(writer.fd, content)
         layer = writer.commit(table.records, table.heap, 3, digest(content), states=states)
     assert store.layers.read_states(layer.diff_id) == states
-    path = layer.tar_path.with_name(STATES_NAME)
+    path = Path(layer.tar_path).with_name(STATES_NAME)
     whole = path.read_bytes()
     for damaged in (b"", whole[:-1], whole[:40], b"x" + whole[1:], whole[:70] + b"\xff" + whole[71:]):
         path.write_bytes(damaged)
@@ -192,9 +192,9 @@ def test_a_root_that_was_copied_without_its_holes(store: Store) -> None:
     """rsync without -S writes zeros where the hole was, without -H makes a file of the base's link."""
     second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
     assert second.base is not None
-    with second.tar_path.open("r+b") as tar:
+    with Path(second.tar_path).open("r+b") as tar:
         tar.write(bytes(second.base.start_bytes))
-    copy = second.base.path.with_name("copy")
+    copy = Path(second.base.path).with_name("copy")
     shutil.copyfile(second.base.path, copy)
     os.rename(copy, second.base.path)
     store.layers.verify(second.diff_id)
@@ -212,7 +212,7 @@ def test_the_earlier_layer_is_filled_before_its_base_is_shared(store: Store) -> 
     third = SECOND[: END - 512] + b"third"
     made = add_spliced(store, second, third, END - 512)
     assert made.base is not None
-    assert made.base.path.samefile(second.tar_path)
+    assert Path(made.base.path).samefile(second.tar_path)
     store.layers.verify(made.diff_id)
 
 
@@ -232,7 +232,7 @@ def test_a_base_that_goes_while_it_is_shared(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr(os, missing, step)
     made = add_spliced(store, second, third, END - 512)
     assert made.base is not None
-    assert made.base.path.samefile(second.tar_path)
+    assert Path(made.base.path).samefile(second.tar_path)
     store.layers.verify(made.diff_id)
 
 
@@ -259,7 +259,7 @@ def test_a_base_that_ends_too_early_is_not_read_on_in_the_hole(store: Store) -> 
 def test_the_page_that_both_files_hold_is_the_same_in_both(store: Store) -> None:
     second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
     store.layers.verify(second.diff_id)
-    with second.tar_path.open("r+b") as tar:
+    with Path(second.tar_path).open("r+b") as tar:
         tar.seek(END - 1)
         tar.write(bytes([SECOND[END - 1] ^ 1]))
     with pytest.raises(IntegrityError, match="does not go on as its base does"):
@@ -283,7 +283,7 @@ def test_a_layer_made_again_with_another_base_is_filled_from_that(store: Store) 
 def test_a_fill_that_fails_gives_back_what_it_took(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk does not stay full because somebody tried."""
     second = add_spliced(store, add_layer(store, FIRST), SECOND, END)
-    blocks = second.tar_path.stat().st_blocks
+    blocks = Path(second.tar_path).stat().st_blocks
     failed = []
 
     def fail(descriptor: int) -> None:
@@ -295,8 +295,8 @@ def test_a_fill_that_fails_gives_back_what_it_took(store: Store, monkeypatch: py
         with pytest.raises(NoSpace):
             second.open_tar()
     assert failed
-    assert second.tar_path.stat().st_blocks <= blocks
-    assert second.tar_path.read_bytes()[: END - 512] == bytes(END - 512)
+    assert Path(second.tar_path).stat().st_blocks <= blocks
+    assert Path(second.tar_path).read_bytes()[: END - 512] == bytes(END - 512)
     store.layers.verify(second.diff_id)
     assert read_tar(second) == SECOND
 
@@ -321,7 +321,7 @@ def test_what_layers_have_in_common_counts_once(store: Store) -> None:
     seen = set()
     assert store.layers.stored_bytes(first.diff_id, seen) == len(FIRST)
     assert store.layers.stored_bytes(second.diff_id, seen) == own
-    tar_bytes = first.tar_path.stat().st_blocks * 512
+    tar_bytes = Path(first.tar_path).stat().st_blocks * 512
     everything = store.collect(dry_run=True).freed_bytes
     lease = store.lease("test")
     lease.hold("layer", second.diff_id)

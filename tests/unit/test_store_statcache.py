@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_replacing_leaves_the_mapped_one_alone(cache: StatCache) -> None:
 
 def test_a_torn_file_is_absent(cache: StatCache) -> None:
     fill(cache)
-    path = cache.path("/src")
+    path = Path(cache.path("/src"))
     content = path.read_bytes()
     for length in range(0, len(content), 13):
         path.write_bytes(content[:length])
@@ -57,7 +58,7 @@ def test_a_torn_file_is_absent(cache: StatCache) -> None:
 
 def test_after_a_restart_every_byte_counts(cache: StatCache) -> None:
     fill(cache)
-    path = cache.path("/src")
+    path = Path(cache.path("/src"))
     content = bytearray(path.read_bytes())
     restarted = StatCache(path.parent)
     restarted._boot = b"another start!!!"
@@ -71,7 +72,7 @@ def test_after_a_restart_every_byte_counts(cache: StatCache) -> None:
 
 def test_another_keys_file_is_absent(cache: StatCache) -> None:
     fill(cache)
-    cache.path("/src").rename(cache.path("/other"))
+    os.rename(cache.path("/src"), cache.path("/other"))
     assert cache.load("/other") is None
 
 

@@ -145,12 +145,12 @@ def test_a_layer_that_has_rotted_is_not_pushed(store: Store, compression: str, k
     assert digest(good[1].content.read_bytes()) == good[0].digest
     good[1].content.unlink()
     for place in (0, EVERY_BYTES, 2 * UNIT_BYTES - 1, size - 1):
-        flip(layer.tar_path, place)
-        rotten = hashlib.sha256(layer.tar_path.read_bytes()).hexdigest()
+        flip(Path(layer.tar_path), place)
+        rotten = hashlib.sha256(Path(layer.tar_path).read_bytes()).hexdigest()
         with pytest.raises(IntegrityError, match=f"layer {layer.diff_id}: its tar's digest is sha256:{rotten}"):
             compress_layer(store, layer.diff_id, compression, None)
         assert scratch(store) == []
-        flip(layer.tar_path, place)
+        flip(Path(layer.tar_path), place)
     assert compress_layer(store, layer.diff_id, compression, None)[0] == good[0]
 
 
@@ -159,7 +159,7 @@ def test_wrong_states_cost_time_and_nothing_else(store: Store) -> None:
     content = CONTENT[: 3 * UNIT_BYTES]
     layer = add_layer(store, content, list_states(content))
     good = compress_layer(store, layer.diff_id, "zstd", None)[0]
-    path = layer.tar_path.with_name(STATES_NAME)
+    path = Path(layer.tar_path).with_name(STATES_NAME)
     wrong = bytearray(list_states(content))
     wrong[70] ^= 1
     path.write_bytes(pack_states(bytes(wrong), layer.diff_id.removeprefix("sha256:")))  # with a checksum that is right

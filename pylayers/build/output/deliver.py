@@ -344,4 +344,4 @@ def statement_layer(session: BuildSession, output: Output, image: BuiltImage, tr
         content += statement
     path = session.store.scratch("statement")
     path.write_bytes(content)
-    return Layer("", len(content), path, builder.build()[0])
+    return Layer("", len(content), str(path), builder.build()[0])

@@ -115,7 +115,7 @@ def execute_process(
                 mounts=lent,
                 output=take_output,
                 cancel_fd=session.cancel_fd,
-                filters=session.store.directory(FILTERS),
+                filters=Path(session.store.directory(FILTERS)),
             ).code
         except sandbox.Cancelled:
             session.check_cancelled()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from pylayers._native import confirm
 from pylayers.errors import PylayersError
@@ -57,7 +56,7 @@ _started: dict[str, Start] = {}  # by the stat cache's file
 def begin(root: str | None, context: str, dockerfile: str | None) -> None:
     """Begin to confirm what the last build of this Dockerfile walked. Never raises; take() has the answer."""
     try:
-        cache = StatCache(Path(os.path.abspath(root or default_root())) / STAT_CACHE_FOLDER)
+        cache = StatCache(os.path.join(os.path.abspath(root or default_root()), STAT_CACHE_FOLDER))
         directory = os.path.realpath(context)
         for key in cache.expected(name_build(directory, dockerfile or os.path.join(context, "Dockerfile"))):
             known = cache.load(key)
@@ -69,7 +68,7 @@ def begin(root: str | None, context: str, dockerfile: str | None) -> None:
             work = confirm.Confirmation(descriptor, known.records, known.heap, known.trusted_before_ns)
             start = Start(known, descriptor, work, time.monotonic_ns(), threading.Thread(target=work.run, daemon=True))
             start.thread.start()
-            _started[str(cache.path(key))] = start
+            _started[cache.path(key)] = start
     except (OSError, ValueError, RuntimeError, PylayersError):
         return
 
@@ -81,7 +80,7 @@ def take(cache: StatCache, key: str, root_fd: int) -> Confirmed | None:
     """
     if not _started:
         return None
-    start = _started.pop(str(cache.path(key)), None)
+    start = _started.pop(cache.path(key), None)
     if start is None:
         return None
     changed = start.finish()
