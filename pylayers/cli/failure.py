@@ -87,6 +87,9 @@ def perform_plain(arguments: list[str]) -> int | None:
 
         plain = runline.read_line(arguments)
         if plain is not None:
+            from pylayers.container import grace
+
+            grace.begin(grace.EARLY_NS)  # as early as can be: what is loaded from here on takes as long
             from pylayers.cli.run import run as perform_run
 
             return perform_run(open_session(plain[0]), **plain[1])

@@ -135,7 +135,7 @@ def fork_monitor(
             try:
                 os.setsid()  # first: a terminal's signals are not for both
                 _leave_caller(log_fd, {write_end, lock_fd, orders_fd, *copies})
-                if spec.runtime_limits and not leave:  # else behind that fork: whoever forks has no threads
+                if spec.runtime_limits and not leave:  # else behind that fork, which no thread outlives
                     grace.begin()
                 from pylayers.container import monitor
 

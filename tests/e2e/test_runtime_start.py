@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from busybox_rootfs import Rootfs, needs_root, runtime
 
-from pylayers._native import sysmount
+from pylayers._native import headstart, sysmount
 from pylayers.container import grace
 from pylayers.container import runtime as runtimes
 from pylayers.container.apart import Apart
@@ -111,10 +111,10 @@ def test_the_wait_moves_nobody() -> None:
         pytest.skip("no cgroup of this process may be written")
     assert str(os.getpid()) in Path(procs).read_text().split()
     grace.begin()
-    assert grace._lock.locked()
+    assert headstart.is_rewriting()
     grace.begin()  # the one thread goes on for longer
     end_s = time.monotonic() + 10
-    while grace._lock.locked():
+    while headstart.is_rewriting():
         assert time.monotonic() < end_s
         time.sleep(0.01)
     assert Path("/proc/self/cgroup").read_text() == before
@@ -124,7 +124,7 @@ def test_the_wait_is_done_without_where_nothing_may_be_written(monkeypatch: pyte
     monkeypatch.setattr(grace, "CGROUP_ROOT", str(tmp_path))
     assert grace.find_own_procs() is None
     grace.begin()
-    assert not grace._lock.locked()
+    assert not headstart.is_rewriting()
 
 
 def test_a_filter_is_kept_for_the_same_rules(tmp_path: Path) -> None:
