@@ -7,15 +7,14 @@ don't get btrfs's read-only flag, as `rm -r` of a data root could not pass them.
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from pathlib import Path
 
 from pylayers.errors import Unsupported
-from pylayers.snapshot.catalog import CHILDREN, Record
-from pylayers.snapshot.default import DefaultSnapshotter, translated
+from pylayers.snapshot.catalog import Record
+from pylayers.snapshot.default import translated
 from pylayers.snapshot.extent import exclusive_usage
-from pylayers.snapshot.snapshotter import Mount, Probe, SnapshotKind, Usage
+from pylayers.snapshot.snapshotter import Probe, SnapshotKind, Usage
 from pylayers.snapshot.subvolume import (
     create_subvolume,
     destroy_subvolume,
@@ -24,15 +23,17 @@ from pylayers.snapshot.subvolume import (
     limit_exclusive,
     snapshot_subvolume,
 )
+from pylayers.snapshot.wholetree import WholeTreeSnapshotter
 from pylayers.store.file import remove_tree
 
 SUBVOLUME = "subvolume"
 
 
-class Driver(DefaultSnapshotter):
+class Driver(WholeTreeSnapshotter):
     """Keep snapshots as subvolumes. Needs a root on btrfs, and the right to delete subvolumes."""
 
     name = "btrfs"
+    folder = SUBVOLUME
 
     def _make(self, directory: str, record: Record, parent: Record | None) -> None:
         if record.kind == SnapshotKind.VIEW and parent is not None:
@@ -45,30 +46,6 @@ class Driver(DefaultSnapshotter):
     def _discard(self, directory: str) -> None:
         if is_subvolume(Path(directory, SUBVOLUME)):
             destroy_subvolume(Path(directory, SUBVOLUME))
-
-    def _mounts(self, record: Record) -> list[Mount]:
-        return [Mount("bind", source=self._tree(record), readonly=record.kind == SnapshotKind.VIEW)]
-
-    def _content(self, record: Record) -> str:
-        """Name the tree; a view of a parent has no files of its own, only its bookkeeping directory."""
-        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
-            return f"{self.catalog.directory(record)}/{CHILDREN}"
-        return f"{self.catalog.directory(record)}/{SUBVOLUME}"
-
-    def _tree(self, record: Record) -> str:
-        if record.kind == SnapshotKind.VIEW and record.parent_id is not None:
-            return f"{self.root}/{record.parent_id}/{SUBVOLUME}"
-        return f"{self.catalog.directory(record)}/{SUBVOLUME}"
-
-    def _open_tree(self, record: Record) -> int:
-        return os.open(self._tree(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def _open_parent_tree(self, parent: str) -> int:
-        return self._open_tree(self.catalog.get(parent))
-
-    def _untouched_before_ns(self, record: Record) -> int:
-        """A snapshot keeps its files' ctimes, so whatever has an older one than its making was not changed since."""
-        return record.settled_ns if record.parent_id is not None else 0
 
     def usage(self, key: str) -> Usage:
         """Count the bytes that a snapshot shares with no other, and its inodes. Walks it. Raises NotFound."""
