@@ -22,6 +22,7 @@ DEFAULT = "/usr/bin/linux.uml"
 MODULE_FOLDER = Path("/usr/lib/uml/modules")
 MODULES = ("dm-mod", "dm-thin-pool", "overlay", "loop", "fuse")
 MEMORY = "3G"
+REGISTERS_FAILED = "ptrace set fp regs failed"  # what it says as it panics, at its first process
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 INIT = """#!/bin/sh
@@ -108,6 +109,13 @@ def run_inside(
             machine.wait()
     said = read(report / "output") or read(report / "console")
     return Finished(read(report / "kernel").strip(), read_status(report), said)
+
+
+def explain_refusal(found: Finished) -> str:
+    """Say why the kernel cannot run on this machine's processor at all; "" where it can."""
+    if found.status is None and not found.kernel and REGISTERS_FAILED in found.output:
+        return "user-mode Linux has too little room for this processor's registers (AMX has 8 KiB of them)"
+    return ""
 
 
 def read(path: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from pylayers.snapshot import mapper
 from tests.kernels import machine, standing
-from tests.kernels.launcher import find_kernel, run_tests
+from tests.kernels.launcher import explain_refusal, find_kernel, run_tests
 
 # driver -> the tests that show it, and how long they may take
 SELECTIONS = {
@@ -46,6 +46,9 @@ def test_in_another_kernel(what: str, tmp_path: Path) -> None:
         standing.note(what, f"not run: {reason}")
         pytest.skip(reason)
     found = run_tests(selection, tmp_path, timeout_seconds=timeout_seconds)
+    if reason := explain_refusal(found):
+        standing.note(what, f"not run: {reason}")
+        pytest.skip(reason)
     last = found.output.strip().splitlines()[-1] if found.output.strip() else "no word"
     where = f"user-mode Linux {found.kernel}"
     if found.status == 0 and " passed" not in last:
