@@ -40,6 +40,7 @@ from pylayers.errors import Conflict, PylayersError, translate_os_error
 from pylayers.jsontext import dump
 from pylayers.record import replace
 from pylayers.snapshot import mount as snapshot_mount
+from pylayers.store.file import write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Monitor:
             boot_id=boot_id(),
             started=timestamp(),
         )
-        self._tell_exit("")
+        write_text(f"{self.directory}/{EXIT}", "")
         write_state(self.directory, state)
         os.close(self.lock_fd)
         if not self._is_attached() or self.launched.terminal is not None:  # who is attached waits for the end anyway
@@ -229,17 +230,13 @@ class Monitor:
         if not self.spec.remove_on_exit:
             ended = replace(state, status=EXITED, pid=0, exit_code=code, finished=timestamp(), error=str(error or ""))
             write_state(self.directory, ended)
-        self._tell_exit(f"{code}\n")
+        # In place, not by rename: who waits holds this very file, also when the directory goes.
+        write_text(f"{self.directory}/{EXIT}", f"{code}\n")
         self.report({"exit": code})  # the caller removes the snapshot while the directory goes here
         if self.spec.remove_on_exit:
             from pylayers.container.remove import delete_directory
 
             delete_directory(self.directory)
-
-    def _tell_exit(self, content: str) -> None:
-        # In place, not by rename: who waits holds this very file, also when the directory goes.
-        with open(f"{self.directory}/{EXIT}", "w") as file:
-            file.write(content)
 
     def _unmount(self) -> None:
         if not self.mounted:

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from pylayers.container.record import CONFIG, LOCK, RUNNING, boot_id, load_spec, load_state
 from pylayers.errors import NotFound
-from pylayers.store.file import write_file
+from pylayers.store.file import read_text, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ def find_ended(parent: str) -> Iterator[str]:
     """Yield the ids of an earlier boot's --rm containers, as docker does when its daemon starts; once a boot."""
     marker, boot = f"{parent}/{SWEPT}", boot_id()
     try:
-        with open(marker, encoding="utf-8", errors="replace") as file:
-            if file.read() == boot:
-                return
+        if read_text(marker) == boot:
+            return
     except FileNotFoundError:
         pass
     booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -20,7 +20,6 @@ _IDENTIFIER_LENGTH = 64
 _TAG_LIMIT = 128
 
 
-
 @record
 class Reference:
     """Name an image. `tag` and `digest` are None where the text has none; see with_default_tag."""
