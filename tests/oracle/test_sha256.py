@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import random
 import struct
 import threading
@@ -134,6 +136,25 @@ def test_any_contiguous_buffer_is_taken() -> None:
     with pytest.raises(TypeError):
         hasher.update("text")  # type: ignore[arg-type]
     assert hasher.digest() == hashlib.sha256(data).digest()
+
+
+@KERNELS
+def test_a_buffer_may_end_where_no_more_memory_is(kernel: str) -> None:
+    """What is fetched ahead of the hashing isn't read: the page behind the buffer may be forbidden."""
+    pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    content = random.Random(4).randbytes(mmap.PAGESIZE)
+    pages[: mmap.PAGESIZE] = content
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    view = memoryview(pages)
+    one, other = (sha256.Sha256(0, kernel) for _ in range(2))
+    one.update(view[: mmap.PAGESIZE])
+    assert one.digest() == hashlib.sha256(content).digest()
+    one = sha256.Sha256(0, kernel)
+    sha256.update_two(one, view[: mmap.PAGESIZE], other, view[64 : mmap.PAGESIZE])
+    assert one.digest() == hashlib.sha256(content).digest()
+    assert other.digest() == hashlib.sha256(content[64:]).digest()
 
 
 @pytest.mark.parametrize("every_bytes", [-64, 1, 63, 65, 1 << 61, 1 << 200])
