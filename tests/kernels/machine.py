@@ -1,4 +1,4 @@
-"""Run a selection of the tests inside a machine that qemu emulates: for what no user-mode kernel has, such as OpenZFS.
+"""Run a selection of the tests inside a machine that qemu emulates: for what user-mode Linux lacks, or cannot run on.
 
 Its root is a Debian tree (`tests/kernels/make_tree DIRECTORY` makes one) which holds the kernel and the tools. The
 checkout and the interpreter are there where they are here, by 9p and read-only; the tests write to memory.
@@ -17,17 +17,18 @@ from pathlib import Path
 
 from tests.kernels.launcher import REPOSITORY, Finished, read, read_status
 
-VARIABLE = "PYLAYERS_ZFS_TREE"
+VARIABLE = "PYLAYERS_KERNEL_TREE"
 MAKE = "tests/kernels/make_tree"
+MAKE_TIMEOUT_SECONDS = 900
 PROGRAM = "qemu-system-x86_64"
 MEMORY = "4G"
 REPORT = "/run/report"
 
 # The tree's own /init mounts the report and goes on with this.
 INIT = """#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/dev/shm TMPDIR=/dev/shm LC_ALL=C.UTF-8
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/dev/shm TMPDIR=/dev/shm LC_ALL=C.UTF-8 DM_DISABLE_UDEV=1
 mount -t proc proc /proc
-mount -t sysfs sys /sys
+mountpoint -q /sys || mount -t sysfs sys /sys
 mountpoint -q /dev || mount -t devtmpfs dev /dev
 mkdir -p /dev/shm /dev/pts
 mount -t tmpfs -o size=80% tmpfs /dev/shm
@@ -35,13 +36,13 @@ mount -t tmpfs tmpfs /tmp
 mount -t devpts devpts /dev/pts
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
-for module in zfs overlay loop fuse; do modprobe $module; done
+for module in zfs dm-mod dm-thin-pool overlay loop fuse xfs btrfs ext4; do modprobe -q $module; done
 while read -r tag folder; do
     mkdir -p "$folder"
     mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose "$tag" "$folder"
 done <{report}/shares
 uname -r >{report}/kernel
-cat /sys/module/zfs/version >>{report}/kernel
+[ ! -e /sys/module/zfs ] || echo " with OpenZFS $(cat /sys/module/zfs/version)" >>{report}/kernel
 cd {repository}
 {command} >{report}/output 2>&1
 echo $? >{report}/status
@@ -51,17 +52,38 @@ sleep 60
 """
 
 
+def explain_missing() -> str:
+    """Say why no machine can be emulated here; "" where one can."""
+    return "" if shutil.which(PROGRAM) else f"no {PROGRAM} (Debian: qemu-system-x86)"
+
+
 def find_tree() -> tuple[Path | None, str]:
-    """Return the tree, or None and the reason why nothing can be run."""
+    """Return the tree that is named, or None and the reason why nothing can be run in it."""
     named = os.environ.get(VARIABLE)
     if not named:
-        return None, f"no tree with OpenZFS ({VARIABLE} names one; {MAKE} makes it in some ten minutes)"
+        return None, f"{VARIABLE} names no tree ({MAKE} makes one)"
     tree = Path(named)
     if not (tree / "init").exists() or not list((tree / "boot").glob("vmlinuz-*")):
         return None, f"{tree} is no tree that {MAKE} made"
-    if shutil.which(PROGRAM) is None:
-        return None, f"no {PROGRAM} (Debian: qemu-system-x86)"
-    return tree, ""
+    return (None, explain_missing()) if explain_missing() else (tree, "")
+
+
+def make_tree(tree: Path) -> str:
+    """Make a tree with Debian's kernel as it is; return why that failed, or ""."""
+    if explain_missing():
+        return explain_missing()
+    if shutil.which("mmdebstrap") is None:
+        return "no mmdebstrap"
+    done = subprocess.run(
+        [REPOSITORY / MAKE, tree], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=MAKE_TIMEOUT_SECONDS,
+    )  # fmt: skip
+    return f"{MAKE} left with {done.returncode}: {done.stderr[-400:]}" if done.returncode else ""
+
+
+def has_zfs(tree: Path) -> bool:
+    """Tell whether a tree's kernel has OpenZFS."""
+    return any((tree / "lib/modules").glob("*/updates/dkms/zfs.ko*"))
 
 
 def run_tests(tree: Path, selection: Sequence[str], report: Path, *, timeout_seconds: int) -> Finished:
@@ -99,7 +121,7 @@ def run_inside(tree: Path, command: Sequence[str], report: Path, *, timeout_seco
             machine.kill()
             machine.wait()
     said = read(report / "output") or read(report / "console")
-    return Finished(" with OpenZFS ".join(read(report / "kernel").split()), read_status(report), said)
+    return Finished(" ".join(read(report / "kernel").split()), read_status(report), said)
 
 
 def share(tag: str, folder: Path, *, writable: bool = True) -> list[str]:

@@ -1,7 +1,11 @@
-"""The tests that need another kernel than this one, run inside user-mode Linux."""
+"""The tests that need another kernel than this one, run inside user-mode Linux or an emulated machine."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,8 @@ SELECTIONS = {
 OPENZFS = "zfs on OpenZFS"
 OPENZFS_SELECTION = ("tests/conformance/test_zfs.py",)
 OPENZFS_TIMEOUT_SECONDS = 5400
+FindTree = Callable[[], tuple[Path | None, str]]  # the tree; None and why there is none
+EMULATED_SLOWER = 4  # what takes 90 s in user-mode Linux takes 6 minutes there
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -33,8 +39,32 @@ def is_here(what: str) -> str:
     return ""
 
 
+def make_report(place: Path, name: str) -> Path:
+    """Make the empty folder that a run reports to."""
+    report = place / name
+    report.mkdir()
+    return report
+
+
+@pytest.fixture(scope="session")
+def find_plain_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindTree]:
+    """Give what finds the tree that is named, or else makes one for this run; that costs a minute, so only if asked."""
+    made = tmp_path_factory.mktemp("kernels") / "tree"
+
+    @cache
+    def find() -> tuple[Path | None, str]:
+        tree, reason = machine.find_tree()
+        if not os.environ.get(machine.VARIABLE):
+            reason = machine.make_tree(made)
+            tree = None if reason else made
+        return tree, reason
+
+    yield find
+    shutil.rmtree(made, ignore_errors=True)
+
+
 @pytest.mark.parametrize("what", SELECTIONS)
-def test_in_another_kernel(what: str, tmp_path: Path) -> None:
+def test_in_another_kernel(what: str, tmp_path: Path, find_plain_tree: FindTree) -> None:
     selection, timeout_seconds = SELECTIONS[what]
     if is_here(what):
         standing.note(what, is_here(what))
@@ -45,12 +75,17 @@ def test_in_another_kernel(what: str, tmp_path: Path) -> None:
     if not program:
         standing.note(what, f"not run: {reason}")
         pytest.skip(reason)
-    found = run_tests(selection, tmp_path, timeout_seconds=timeout_seconds)
-    if reason := explain_refusal(found):
-        standing.note(what, f"not run: {reason}")
-        pytest.skip(reason)
+    where = "user-mode Linux"
+    found = run_tests(selection, make_report(tmp_path, "uml"), timeout_seconds=timeout_seconds)
+    if refusal := explain_refusal(found):
+        tree, reason = find_plain_tree()
+        if tree is None:
+            standing.note(what, f"not run: {refusal}; {reason}")
+            pytest.skip(f"{refusal}; {reason}")
+        where, timeout_seconds = "qemu", timeout_seconds * EMULATED_SLOWER
+        found = machine.run_tests(tree, selection, make_report(tmp_path, "qemu"), timeout_seconds=timeout_seconds)
     last = found.output.strip().splitlines()[-1] if found.output.strip() else "no word"
-    where = f"user-mode Linux {found.kernel}"
+    where = f"{where} {found.kernel}"
     if found.status == 0 and " passed" not in last:
         standing.note(what, f"not run: {where} lacks it ({last})")
         pytest.skip(f"{where}: {found.output[-600:]}")
@@ -64,6 +99,8 @@ def test_on_openzfs(tmp_path: Path) -> None:
         standing.note(OPENZFS, is_here("zfs"))
         pytest.skip(f"{is_here('zfs')} has it: the tests run here by themselves")
     tree, reason = machine.find_tree()
+    if tree is not None and not machine.has_zfs(tree):
+        tree, reason = None, f"{tree} has no OpenZFS ({machine.MAKE} DIRECTORY zfs makes one that has)"
     if tree is None:
         standing.note(OPENZFS, f"not run: {reason}")
         pytest.skip(reason)
