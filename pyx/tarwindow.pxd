@@ -61,6 +61,7 @@ cdef struct window_t:
     uint8_t* buffer            # aligned, WINDOW_BYTES
     uint64_t offset
     uint64_t length
+    uint64_t end               # nothing behind it is read ahead
     bint no_sharing            # the file systems don't share blocks: don't ask again
     bint no_direct             # nor write past the page cache
 
@@ -68,7 +69,7 @@ cdef inline int start_window(window_t* window, int fd, uint64_t tar_bytes) noexc
     """Take the memory; 0 or ENOMEM. The rest of window must be 0."""
     window.fd = fd
     window.direct_fd = UNTRIED
-    window.tar_bytes = tar_bytes
+    window.tar_bytes = window.end = tar_bytes
     return posix_memalign(<void**>&window.buffer, BLOCK_BYTES, WINDOW_BYTES)
 
 cdef inline void stop_window(window_t* window) noexcept nogil:
@@ -114,7 +115,7 @@ cdef inline int look_at(window_t* window, uint64_t offset, uint64_t size) noexce
         return 0
     if offset + size > window.tar_bytes:
         return EIO
-    want = window.tar_bytes - aligned
+    want = max(min(window.end, window.tar_bytes), offset + size) - aligned
     if want > WINDOW_BYTES:
         want = WINDOW_BYTES
     window.length = 0

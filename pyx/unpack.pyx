@@ -2,8 +2,9 @@
 """Create a layer's rows below a directory, straight from its table and its tar.
 
 Rows come in component order, so a directory's row precedes everything in it and one open parent serves its
-neighbours. Directories get their metadata at the end, deepest first: later entries would change their times, a
-default ACL would be inherited, a read-only mode would be in the way.
+neighbours. Directories and whiteouts come first, then files by several threads, each of which takes the next few rows,
+then hard links, whose targets are there by then. Directories get their metadata at the end, deepest first: later
+entries would change their times, a default ACL would be inherited, a read-only mode would be in the way.
 """
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EEXIST, ENAMETOOLONG, ENOENT, ENOMEM, errno
@@ -24,6 +25,7 @@ from fileat cimport (
 from layercheck cimport check_table, table_t
 from restore cimport XATTR_NAMES_BYTES, drop_xattrs, finish_named, finish_open, restore_t
 from tarwindow cimport copy_from_tar, start_window, stop_window, window_t
+from thread cimport count_processors, count_up, load_int, pthread_join, pthread_t, start_quiet, store_int
 
 WHITEOUT_APPLY = 0
 WHITEOUT_OVERLAY = 1
@@ -37,7 +39,13 @@ cdef enum:
     MODE_USERXATTR = 2
     SKIP_OWNER = 1
     SKIP_DEVICES = 2
-    BATCH_ROWS = 1024          # between two looks at signals
+    BATCH_ROWS = 256           # that a thread takes at once; between two looks at signals
+    MOST_WORKERS = 4
+    WORKER_ROWS = 1024         # for each thread at least
+    # When a row's turn is:
+    TURN_FIRST = 0             # directories and whiteouts, in order
+    TURN_FILE = 1              # what stands for itself, in any order
+    TURN_LINK = 2
     NAME_BYTES = 256
     # What is left to do with a row's directory at the end:
     DIRECTORY_DONE = 0
@@ -63,6 +71,18 @@ cdef struct state_t:
     window_t window
     uint64_t written_bytes
     restore_t restore
+
+cdef struct share_t:           # of the files, taken batch by batch
+    int begun                  # batches, atomic
+    int stopped                # atomic
+    int count
+
+cdef struct worker_t:
+    state_t state              # its own, but for the table, the root and what is the directories' alone
+    share_t* share
+    pthread_t thread
+    Py_ssize_t failed          # row, or -1
+    int failure
 
 
 cdef int enter(state_t* state, const uint8_t* path, uint32_t length) noexcept nogil:
@@ -297,14 +317,58 @@ cdef int finish_directory(state_t* state, Py_ssize_t index) noexcept nogil:
     return failure
 
 
-cdef Py_ssize_t put_rows(state_t* state, Py_ssize_t first, Py_ssize_t end, int* failure) noexcept nogil:
-    """Make rows first to end; give the index of the one that failed, or -1."""
+cdef inline int turn_of(const entry_t* row) noexcept nogil:
+    if not row.path_length or row.flags & FLAG_WHITEOUT or row.mode & S_IFMT == S_IFDIR:
+        return TURN_FIRST
+    return TURN_LINK if row.flags & FLAG_HARDLINK else TURN_FILE
+
+
+cdef Py_ssize_t put_rows(state_t* state, Py_ssize_t first, Py_ssize_t end, int turn, int* failure) noexcept nogil:
+    """Make those of the rows first to end whose turn it is; give the index of the one that failed, or -1."""
     cdef Py_ssize_t index
     for index in range(first, end):
-        failure[0] = put_row(state, index)
-        if failure[0]:
-            return index
+        if turn_of(&state.table.rows[index]) == turn:
+            failure[0] = put_row(state, index)
+            if failure[0]:
+                return index
     return -1
+
+
+cdef uint64_t find_end(const table_t* table, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    """Find where the tar's data of rows first to end ends, as if no file were sparse."""
+    cdef const entry_t* row
+    cdef uint64_t last = 0
+    cdef Py_ssize_t index
+    for index in range(first, end):
+        row = &table.rows[index]
+        if row.mode & S_IFMT == S_IFREG and not row.flags & (FLAG_HARDLINK | FLAG_WHITEOUT):
+            last = max(last, row.data_offset + row.size_bytes)
+    return last
+
+
+cdef bint put_batch(worker_t* worker) noexcept nogil:
+    """Make the files of the next batch; tell whether there was one, and no thread has failed."""
+    cdef state_t* state = &worker.state
+    cdef Py_ssize_t first, end
+    if load_int(&worker.share.stopped):
+        return False
+    first = count_up(&worker.share.begun) - 1
+    if first >= worker.share.count:
+        return False
+    first *= BATCH_ROWS
+    end = min(first + BATCH_ROWS, state.table.count)
+    state.window.end = find_end(&state.table, first, end)  # what is behind it another thread reads
+    worker.failed = put_rows(state, first, end, TURN_FILE, &worker.failure)
+    if worker.failed >= 0:
+        store_int(&worker.share.stopped, 1)
+    return worker.failed < 0
+
+
+cdef void* run_worker(void* given) noexcept nogil:
+    cdef worker_t* worker = <worker_t*>given
+    while put_batch(worker):
+        pass
+    return NULL
 
 
 cdef Py_ssize_t finish_directories(state_t* state, int* failure) noexcept nogil:
@@ -345,9 +409,70 @@ cdef int start(state_t* state) except -1:
     state.restore.xattr_names = <char*>malloc(XATTR_NAMES_BYTES)
     if state.to_do == NULL or state.restore.xattr_names == NULL:
         raise MemoryError
-    if start_window(&state.window, state.tar_fd, state.table.tar_bytes) != 0:
-        raise MemoryError
     return 0
+
+
+cdef Py_ssize_t put_in_order(state_t* state, int turn, int* failure) except? -2:
+    """Make the rows of a turn one after the other; give the index of the one that failed, or -1."""
+    cdef Py_ssize_t at = 0, end, failed
+    while at < state.table.count:
+        end = min(at + BATCH_ROWS, state.table.count)
+        with nogil:
+            failed = put_rows(state, at, end, turn, failure)
+        PyErr_CheckSignals()
+        if failed >= 0:
+            return failed
+        at = end
+    return -1
+
+
+cdef Py_ssize_t put_files(state_t* state, int* failure) except? -2:
+    """Make the files by several threads, of which the caller is one; give the first row that failed, or -1.
+
+    The threads end with this. Where none can be had the caller does it all.
+    """
+    cdef worker_t workers[MOST_WORKERS]
+    cdef share_t share
+    cdef int begun = 1, at
+    cdef int wanted = <int>min(count_processors(), MOST_WORKERS, state.table.count // WORKER_ROWS + 1)
+    cdef bint more = True
+    cdef Py_ssize_t failed = -1
+    memset(workers, 0, sizeof(workers))
+    memset(&share, 0, sizeof(share))
+    share.count = <int>((state.table.count + BATCH_ROWS - 1) // BATCH_ROWS)
+    for at in range(MOST_WORKERS):
+        workers[at].state = state[0]
+        workers[at].state.parent_fd = -1
+        workers[at].share = &share
+        workers[at].failed = -1
+    try:
+        for at in range(wanted):
+            if start_window(&workers[at].state.window, state.tar_fd, state.table.tar_bytes) != 0:
+                raise MemoryError
+        for at in range(1, wanted):
+            if start_quiet(&workers[at].thread, run_worker, &workers[at]) != 0:
+                break
+            begun += 1
+        while more:
+            with nogil:
+                more = put_batch(&workers[0])
+            PyErr_CheckSignals()
+    finally:
+        if more:
+            store_int(&share.stopped, 1)  # an exception
+        with nogil:
+            for at in range(1, begun):
+                pthread_join(workers[at].thread, NULL)
+        for at in range(wanted):
+            leave(&workers[at].state)
+            stop_window(&workers[at].state.window)
+            state.written_bytes += workers[at].state.written_bytes
+    for at in range(begun):
+        if workers[at].failed >= 0 and (failed < 0 or workers[at].failed < failed):
+            failed = workers[at].failed
+            failure[0] = workers[at].failure
+            state.restore.doing = workers[at].state.restore.doing
+    return failed
 
 
 def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::1] heap, int whiteouts=0, int flags=0):
@@ -358,12 +483,13 @@ def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::
     content and takes the new metadata, IMPLICIT rows change nothing of a directory that exists). Sets owner, mode,
     xattrs, capabilities, then times (directories last). Hard links are linked, devices made, sparse files keep their
     holes. Large files share the tar's blocks where the file system can, else their data is written past the page cache,
-    where it can (docs/decisions/0009). In an overlay upper, overlayfs's own xattr names are escaped. flags: NO_OWNER,
+    where it can (docs/decisions/0009). Files are written by up to four threads, all joined before it returns or raises.
+    In an overlay upper, overlayfs's own xattr names are escaped. flags: NO_OWNER,
     NO_DEVICES. Releases the GIL. Raises OSError with filename (what was made so far stays), ValueError for a table that
     is not a layer's. Needs /proc for xattrs of what cannot be opened.
     """
     cdef state_t state
-    cdef Py_ssize_t at = 0, end, failed = -1
+    cdef Py_ssize_t failed
     cdef int failure = 0
     if records.shape[0] % sizeof(entry_t):
         raise ValueError("records is not a whole number of records")
@@ -384,12 +510,11 @@ def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::
         state.restore.own_prefix = b"trusted.overlay." if whiteouts == MODE_OVERLAY else b"user.overlay."
     try:
         start(&state)
-        while at < state.table.count and failed < 0:
-            end = min(at + BATCH_ROWS, state.table.count)
-            with nogil:
-                failed = put_rows(&state, at, end, &failure)
-            PyErr_CheckSignals()
-            at = end
+        failed = put_in_order(&state, TURN_FIRST, &failure)
+        if failed < 0:
+            failed = put_files(&state, &failure)
+        if failed < 0:
+            failed = put_in_order(&state, TURN_LINK, &failure)
         if failed < 0:
             with nogil:
                 leave(&state)
@@ -404,4 +529,3 @@ def unpack(int root_fd, int tar_fd, const uint8_t[::1] records, const uint8_t[::
         free(state.to_do)
         free(state.kept_times)
         free(state.restore.xattr_names)
-        stop_window(&state.window)

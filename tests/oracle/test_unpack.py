@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import stat
 import struct
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -155,6 +158,144 @@ def test_many_files_of_all_sizes_in_shuffled_tar_order(root: Path) -> None:
         layer.file(name, contents[name])
     assert layer.unpack(root) == sum(map(len, contents.values()))
     assert {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("f*")} == contents
+
+
+@contextmanager
+def processors(count: int) -> Iterator[None]:
+    """Let this thread, and those it starts, run on so many processors."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def count_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def all_have_ended(before: int) -> bool:
+    """Tell whether there are as few threads as before: one that has been joined is seen for some moments more."""
+    deadline = time.monotonic() + 10
+    while count_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return count_threads() == before
+
+
+def fill_wide(layer: Layer, folders: int, files: int) -> dict[str, bytes]:
+    """Add more files than one thread takes, each folder's with links to files of others; return what each holds."""
+    chance, contents = random.Random(5), dict[str, bytes]()
+    layer.dir("")
+    for folder in range(folders):
+        layer.dir(f"{folder:03}")
+        for number in range(files):
+            name = f"{folder:03}/f{number}"
+            contents[name] = chance.randbytes(chance.choice([0, 1, 600, 5000, 70_000]) if number else 300_000)
+            layer.file(name, contents[name], mode=0o600 | number % 8, mtime_ns=TIME + number)
+        layer.symlink(f"{folder:03}/s", f"f{folder}")
+        layer.hardlink(f"{folder:03}/h", target := f"{chance.randrange(folder + 1):03}/f1")
+        contents[f"{folder:03}/h"] = contents[target]
+    return contents
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("over", [False, True])
+def test_many_rows_by_several_threads(root: Path, count: int, over: bool) -> None:
+    layer = Layer()
+    contents = fill_wide(layer, folders=60, files=40)
+    if over:  # things of other kinds are in the way, and what the layer deletes
+        for folder in range(60):
+            (root / f"{folder:03}").mkdir()
+            (root / f"{folder:03}" / "f3").mkdir()
+            (root / f"{folder:03}" / "f3" / "inside").write_text("goes")
+            (root / f"{folder:03}" / "f4").symlink_to("f5")
+            (root / f"{folder:03}" / "s").write_text("goes")
+            (root / f"{folder:03}" / "h").mkdir()
+            (root / f"{folder:03}" / "w").write_text("goes")
+            layer.whiteout(f"{folder:03}/w")
+    with processors(count):
+        assert layer.unpack(root) == sum(len(data) for name, data in contents.items() if not name.endswith("/h"))
+    found = {str(path.relative_to(root)): path for path in root.rglob("*") if not path.is_dir() or path.is_symlink()}
+    links = {name: path for name, path in found.items() if path.is_symlink()}
+    assert {name: os.readlink(path) for name, path in links.items()} == {f"{n:03}/s": f"f{n}" for n in range(60)}
+    assert found.keys() - links.keys() == contents.keys()
+    for name, data in contents.items():
+        assert found[name].read_bytes() == data, name
+        if "/f" in name:
+            seen, number = found[name].stat(), int(name.partition("/f")[2])
+            assert (seen.st_mode & 0o7777, seen.st_mtime_ns) == (0o600 | number % 8, TIME + number), name
+        else:
+            assert found[name].stat().st_nlink > 1, name
+    assert {path.stat().st_mtime_ns for path in root.iterdir()} == {TIME}
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has one thread")
+def test_a_second_thread_writes_beside_the_caller(root: Path) -> None:
+    layer, before, most, done = Layer(), count_threads(), 0, threading.Event()
+    fill_wide(layer, folders=60, files=40)
+
+    def look() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, count_threads())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        layer.unpack(root)
+    finally:
+        done.set()
+        looking.join()
+    assert most > before + 1
+    assert all_have_ended(before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("folder", [0, 31, 59])
+def test_a_row_that_fails_among_many_ends_every_thread(root: Path, count: int, folder: int) -> None:
+    layer, before = Layer(), count_threads()
+    fill_wide(layer, folders=60, files=40)
+    layer.file(f"{folder:03}/bad", b"x", xattrs={b"nonsense": b"1"})
+    with processors(count), pytest.raises(OSError) as caught:
+        layer.unpack(root)
+    assert (caught.value.errno, caught.value.filename) == (errno.EOPNOTSUPP, f"{folder:03}/bad".encode())
+    assert "extended attribute" in str(caught.value)
+    assert all_have_ended(before)
+
+
+def test_an_interrupt_ends_every_thread(root: Path) -> None:
+    """Whenever it comes: before the files, between two batches, at the end. What was made stays."""
+    layer, before, interrupted = Layer(), count_threads(), 0
+    fill_wide(layer, folders=30, files=40)
+    table, _ = layer.builder.build()
+    tar = root.parent / "layer.tar"
+    tar.write_bytes(layer.tar)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGALRM, interrupt)
+    tar_fd = os.open(tar, os.O_RDONLY)
+    try:
+        for turn in range(12):
+            (root / str(turn)).mkdir()
+            root_fd = os.open(root / str(turn), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.004 * turn)
+                    unpack(root_fd, tar_fd, table.records, table.heap)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                os.close(root_fd)
+            assert all_have_ended(before)
+    finally:
+        signal.signal(signal.SIGALRM, earlier)
+        os.close(tar_fd)
+    assert interrupted
 
 
 LARGE = [65_537, 262_143, 262_144, 262_145, 266_240, 4_190_208, 4_190_209, 4_194_304, 9_000_001]
