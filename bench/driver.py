@@ -1,7 +1,7 @@
 """What each storage driver takes for images of many layers: `python bench/driver.py`.
 
-Two images of the same files, in 10 and in 100 layers. Each driver that works here runs on a file system that it is made
-for; the drivers take turns, and a round does everything once from an empty folder:
+Images of the same files, in 10 and in 100 layers unless --layers and --files say otherwise. Each driver that works here
+runs on a file system that it is made for; the drivers take turns. A round does everything once, from an empty folder:
 
 create   unpack every layer into snapshots (the layers' tars are stored already, as after a pull)
 mount    prepare a container's snapshot and mount it
@@ -54,13 +54,12 @@ from pylayers.store.entry import EntryTable
 from pylayers.store.layer import Layer
 from pylayers.store.tarindex import index_content
 
-FILES, FILE_BYTES = 8_000, 5_000
-LAYERS = (10, 100)
+FILE_BYTES = 5_000
 INSIDE_LIMIT_S = 900
 WORKS = ("create", "mount", "diff", "commit", "remove")
 
 
-def make_layers(directory: Path, count: int) -> list[Layer]:
+def make_layers(directory: Path, count: int, files: int) -> list[Layer]:
     """Write the image's files as a number of layers; names and contents don't depend on it."""
     chance = random.Random(count)
     layers = []
@@ -68,7 +67,7 @@ def make_layers(directory: Path, count: int) -> list[Layer]:
     for number in range(count):
         path = directory / f"{number}.tar"
         with tarfile.open(path, "w") as out:
-            for at in range(number, FILES, count):
+            for at in range(number, files, count):
                 member = tarfile.TarInfo(f"d{at % 100:02}/f{at:05}")
                 member.size, member.mtime = FILE_BYTES, 1_600_000_000
                 out.addfile(member, io.BytesIO(chance.randbytes(FILE_BYTES)))
@@ -78,9 +77,9 @@ def make_layers(directory: Path, count: int) -> list[Layer]:
     return layers
 
 
-def change_files(top: Path) -> None:
+def change_files(top: Path, files: int) -> None:
     """Change a hundredth of the files: rewrite, delete, add."""
-    for at in range(0, FILES, 100):
+    for at in range(0, files, 100):
         path = top / f"d{at % 100:02}" / f"f{at:05}"
         if at % 300 == 0:
             path.unlink()
@@ -89,7 +88,7 @@ def change_files(top: Path) -> None:
         (top / f"new-{at}").write_bytes(b"new")
 
 
-def play(driver: Snapshotter, layers: list[Layer], scratch: Path) -> tuple[dict[str, float], int]:
+def play(driver: Snapshotter, layers: list[Layer], files: int, scratch: Path) -> tuple[dict[str, float], int]:
     """Do every work once; return the seconds of each and the disk bytes before the end."""
     seconds: dict[str, float] = {}
 
@@ -108,7 +107,7 @@ def play(driver: Snapshotter, layers: list[Layer], scratch: Path) -> tuple[dict[
     started = time.perf_counter()
     with mounted(driver.prepare("container", parent), scratch) as top:
         seconds["mount"] = time.perf_counter() - started
-        change_files(top)
+        change_files(top, files)
     with timed("diff"):
         driver.changes("container").close()
     with timed("commit"):
@@ -161,7 +160,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     place.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        images = {count: make_layers(place / f"layers-{count}", count) for count in LAYERS}
+        images = {
+            count: make_layers(place / f"layers-{count}", count, options.files)
+            for count in map(int, options.layers.split(","))
+        }
         grounds, absent = find_grounds(stack, place / "ground", options.driver.split(","))
         samples: dict[tuple[str, int], list[tuple[dict[str, float], int]]] = {}
         for turn in range(options.rounds):
@@ -171,14 +173,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                     print(f"round {turn + 1}: {name}, {count} layers", file=sys.stderr)
                     driver = open_driver(grounds[name] / "root", name)
                     try:
-                        samples.setdefault((name, count), []).append(play(driver, layers, grounds[name]))
+                        done = play(driver, layers, options.files, grounds[name])
+                        samples.setdefault((name, count), []).append(done)
                     finally:
                         driver.close()
-        for (name, count), done in samples.items():
-            disk_bytes = int(statistics.median(size_bytes for _, size_bytes in done))
+        for (name, count), all_done in samples.items():
+            disk_bytes = int(statistics.median(size_bytes for _, size_bytes in all_done))
             row: dict[str, Any] = {"driver": name, "layers": count, "disk_bytes": disk_bytes}
-            row |= {f"{work}_s": statistics.median(seconds[work] for seconds, _ in done) for work in WORKS}
-            row["samples"] = done
+            row |= {f"{work}_s": statistics.median(seconds[work] for seconds, _ in all_done) for work in WORKS}
+            row["samples"] = all_done
             rows.append(row)
         machine = describe_machine(place)
     with suppress(OSError):
@@ -186,7 +189,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine, "rounds": options.rounds, "works": rows, "absent": absent}
 
 
-def measure_inside(rounds: int) -> tuple[list[dict[str, Any]], str]:
+def measure_inside(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     """Measure devicemapper in user-mode Linux; return its rows and "", or none and the reason."""
     from tests.kernels.launcher import find_kernel, run_inside
 
@@ -197,8 +200,9 @@ def measure_inside(rounds: int) -> tuple[list[dict[str, Any]], str]:
         report = Path(name)
         # Files are written to a tmpfs inside, and the result is handed out through the host's file system.
         script = (
-            f"{shlex.quote(sys.executable)} bench/driver.py --driver devicemapper --rounds {rounds}"
-            f" --cache /dev/shm/bench && cp /dev/shm/bench/results/driver-*.json {shlex.quote(name)}/result.json"
+            f"{shlex.quote(sys.executable)} bench/driver.py --driver devicemapper --rounds {options.rounds}"
+            f" --layers {shlex.quote(options.layers)} --files {options.files} --cache /dev/shm/bench"
+            f" && cp /dev/shm/bench/results/driver-*.json {shlex.quote(name)}/result.json"
         )
         settings = {"PYLAYERS_DM_LOOPDATASIZE": str(2 << 30)}
         done = run_inside(["sh", "-c", script], report, timeout_seconds=INSIDE_LIMIT_S, settings=settings)
@@ -227,8 +231,10 @@ def place_of(row: dict[str, Any]) -> tuple[bool, int, int]:
 
 def main() -> int:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description="Compare the storage drivers on images of 10 and 100 layers.")
+    parser = argparse.ArgumentParser(description="Compare the storage drivers on images of many layers.")
     parser.add_argument("--driver", default=",".join(DRIVER_ORDER), help="only these, comma-separated")
+    parser.add_argument("--layers", default="10,100", help="how many layers the images have, comma-separated")
+    parser.add_argument("--files", type=int, default=8_000, help="how many files an image has")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("PYLAYERS_BENCH_CACHE", ".bench")))
     options = parser.parse_args()
@@ -239,7 +245,7 @@ def main() -> int:
         enter_own_mounts()
     result = compare(options)
     if "devicemapper" in result["absent"] and not mapper.CONTROL.exists():
-        rows, reason = measure_inside(options.rounds)
+        rows, reason = measure_inside(options)
         result["works"] += rows
         result["absent"]["devicemapper"] += f"; {reason or 'its rows are from user-mode Linux'}"
     path = write_result(options.cache, result, "driver")
