@@ -19,11 +19,12 @@ from cleartree cimport clear_directory, remove_entry
 from entry cimport FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_OPAQUE, FLAG_SPARSE, FLAG_WHITEOUT, entry_t
 from fileat cimport (
     AT_SYMLINK_NOFOLLOW, O_CREAT, O_EXCL, O_WRONLY, PROC_NAME_BYTES, S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT,
-    S_IFREG, fremovexattr, fsetxattr, fstat, fstatat, ftruncate, futimens, lgetxattr, linkat, makedev, mkdirat,
+    S_IFREG, fremovexattr, fsetxattr, fstat, fstatat, ftruncate, futimens, lgetxattr, makedev, mkdirat,
     mknodat, name_in_proc, openat_mode, stat_t, symlinkat, timespec,
 )
 from layercheck cimport check_table, table_t
 from restore cimport XATTR_NAMES_BYTES, drop_xattrs, finish_named, finish_open, restore_t
+from rowturn cimport TURN_FILE, TURN_FIRST, TURN_LINK, find_end, link_beneath, turn_of
 from tarwindow cimport copy_from_tar, start_window, stop_window, window_t
 from thread cimport count_processors, count_up, load_int, pthread_join, pthread_t, start_quiet, store_int
 
@@ -42,10 +43,6 @@ cdef enum:
     BATCH_ROWS = 256           # that a thread takes at once; between two looks at signals
     MOST_WORKERS = 4
     WORKER_ROWS = 1024         # for each thread at least
-    # When a row's turn is:
-    TURN_FIRST = 0             # directories and whiteouts, in order
-    TURN_FILE = 1              # what stands for itself, in any order
-    TURN_LINK = 2
     NAME_BYTES = 256
     # What is left to do with a row's directory at the end:
     DIRECTORY_DONE = 0
@@ -154,7 +151,9 @@ cdef int make_node(state_t* state, const entry_t* row) noexcept nogil:
     if row.flags & FLAG_WHITEOUT:
         result = mknodat(state.parent_fd, state.name, S_IFCHR, 0)
     elif row.flags & FLAG_HARDLINK:
-        return make_link(state, row)
+        state.restore.doing = b"link"
+        target = <char*>state.table.heap + row.link_offset
+        return -link_beneath(state.root_fd, target, row.link_length, state.parent_fd, state.name)
     elif kind == S_IFREG:
         result = openat_mode(
             state.parent_fd, state.name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, row.mode & 0o777
@@ -177,28 +176,6 @@ cdef int make_node(state_t* state, const entry_t* row) noexcept nogil:
             state.parent_fd, state.name, row.mode & (S_IFMT | 0o777), makedev(row.rdev_major, row.rdev_minor)
         )
     return 0 if result == 0 else -errno
-
-
-cdef int make_link(state_t* state, const entry_t* row) noexcept nogil:
-    """Link an entry to its target beneath the root; 0 or -errno."""
-    cdef const uint8_t* target = state.table.heap + row.link_offset
-    cdef uint32_t end = row.link_length
-    cdef char name[NAME_BYTES]
-    cdef int fd, result
-    state.restore.doing = b"link"
-    while end and target[end - 1] != c'/':
-        end -= 1
-    if row.link_length - end >= NAME_BYTES:
-        return -ENAMETOOLONG
-    memcpy(name, target + end, row.link_length - end)
-    name[row.link_length - end] = 0
-    fd = open_beneath(state.root_fd, <const char*>target, end - 1 if end else 0, O_PATH | O_DIRECTORY)
-    if fd < 0:
-        return -errno
-    result = linkat(fd, name, state.parent_fd, state.name, 0)
-    result = 0 if result == 0 else -errno
-    close(fd)
-    return result
 
 
 cdef int meet_directory(state_t* state, Py_ssize_t index, const stat_t* found) noexcept nogil:
@@ -317,12 +294,6 @@ cdef int finish_directory(state_t* state, Py_ssize_t index) noexcept nogil:
     return failure
 
 
-cdef inline int turn_of(const entry_t* row) noexcept nogil:
-    if not row.path_length or row.flags & FLAG_WHITEOUT or row.mode & S_IFMT == S_IFDIR:
-        return TURN_FIRST
-    return TURN_LINK if row.flags & FLAG_HARDLINK else TURN_FILE
-
-
 cdef Py_ssize_t put_rows(state_t* state, Py_ssize_t first, Py_ssize_t end, int turn, int* failure) noexcept nogil:
     """Make those of the rows first to end whose turn it is; give the index of the one that failed, or -1."""
     cdef Py_ssize_t index
@@ -332,18 +303,6 @@ cdef Py_ssize_t put_rows(state_t* state, Py_ssize_t first, Py_ssize_t end, int t
             if failure[0]:
                 return index
     return -1
-
-
-cdef uint64_t find_end(const table_t* table, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
-    """Find where the tar's data of rows first to end ends, as if no file were sparse."""
-    cdef const entry_t* row
-    cdef uint64_t last = 0
-    cdef Py_ssize_t index
-    for index in range(first, end):
-        row = &table.rows[index]
-        if row.mode & S_IFMT == S_IFREG and not row.flags & (FLAG_HARDLINK | FLAG_WHITEOUT):
-            last = max(last, row.data_offset + row.size_bytes)
-    return last
 
 
 cdef bint put_batch(worker_t* worker) noexcept nogil:
