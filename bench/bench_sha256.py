@@ -14,7 +14,7 @@ import pytest
 from pylayers._native import sha256
 
 SIZE_BYTES = int(os.environ.get("PYLAYERS_BENCH_BYTES", str(16 << 20)))
-STREAMED_BYTES = 64 * SIZE_BYTES
+STREAMED_TIMES = 64  # as much as the processor caches nowhere
 EVERY_BYTES = 4 << 20
 PIECES = (512, 4 << 10, 1 << 20)  # the last is a slot of tarwrite's ring
 
@@ -34,7 +34,7 @@ def data() -> bytes:
 def streamed(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[mmap.mmap]:
     path = tmp_path_factory.mktemp("sha256") / "file"
     with path.open("wb") as file:
-        for _ in range(STREAMED_BYTES // SIZE_BYTES):
+        for _ in range(STREAMED_TIMES):
             file.write(data)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         yield mapped

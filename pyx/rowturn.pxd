@@ -14,7 +14,7 @@ cdef enum:
     TURN_FIRST = 0             # directories and whiteouts, in order
     TURN_FILE = 1              # what stands for itself, in any order
     TURN_LINK = 2
-    LINK_NAME_BYTES = 256
+    NAME_BYTES = 256           # a path's last component and its NUL
 
 cdef inline int turn_of(const entry_t* row) noexcept nogil:
     if not row.path_length or row.flags & FLAG_WHITEOUT or row.mode & S_IFMT == S_IFDIR:
@@ -36,12 +36,12 @@ cdef inline int link_beneath(
     int root_fd, const char* target, uint32_t length, int parent_fd, const char* name
 ) noexcept nogil:
     """Give what lies at target beneath root_fd another name in parent_fd; 0 or an errno."""
-    cdef char last[LINK_NAME_BYTES]
+    cdef char last[NAME_BYTES]
     cdef uint32_t end = length
     cdef int fd, failure
     while end and target[end - 1] != c'/':
         end -= 1
-    if length - end >= LINK_NAME_BYTES:
+    if length - end >= NAME_BYTES:
         return ENAMETOOLONG
     memcpy(last, target + end, length - end)
     last[length - end] = 0

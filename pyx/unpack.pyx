@@ -24,7 +24,7 @@ from fileat cimport (
 )
 from layercheck cimport check_table, table_t
 from restore cimport XATTR_NAMES_BYTES, drop_xattrs, finish_named, finish_open, restore_t
-from rowturn cimport TURN_FILE, TURN_FIRST, TURN_LINK, find_end, link_beneath, turn_of
+from rowturn cimport NAME_BYTES, TURN_FILE, TURN_FIRST, TURN_LINK, find_end, link_beneath, turn_of
 from tarwindow cimport copy_from_tar, start_window, stop_window, window_t
 from thread cimport count_processors, count_up, load_int, pthread_join, pthread_t, start_quiet, store_int
 
@@ -43,7 +43,6 @@ cdef enum:
     BATCH_ROWS = 256           # that a thread takes at once; between two looks at signals
     MOST_WORKERS = 4
     WORKER_ROWS = 1024         # for each thread at least
-    NAME_BYTES = 256
     # What is left to do with a row's directory at the end:
     DIRECTORY_DONE = 0
     DIRECTORY_NEW = 1

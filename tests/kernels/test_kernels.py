@@ -53,11 +53,10 @@ def find_plain_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindTr
 
     @cache
     def find() -> tuple[Path | None, str]:
-        tree, reason = machine.find_tree()
-        if not os.environ.get(machine.VARIABLE):
-            reason = machine.make_tree(made)
-            tree = None if reason else made
-        return tree, reason
+        if os.environ.get(machine.VARIABLE):
+            return machine.find_tree()
+        reason = machine.make_tree(made)
+        return (None if reason else made), reason
 
     yield find
     shutil.rmtree(made, ignore_errors=True)
